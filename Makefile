@@ -1,0 +1,80 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+.DELETE_ON_ERROR:
+.PHONY: help setup setup-test grid test lint constraints clean
+
+# With it set, the libraries' bytecode would not be kept, and importing TensorFlow takes 11 s instead of 4.5 s.
+unexport PYTHONDONTWRITEBYTECODE
+
+SPEC ?=
+ARGS ?=
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(VENV)/.ready ## Make .venv with the pinned dependencies
+
+setup-test: $(VENV)/.ready-test ## The same, and what the tests need
+
+grid: setup ## Train a grid: make grid SPEC=jobs/some.yaml ARGS="--plan"
+	$(PYTHON) -m orchestrator.grid $(SPEC) $(ARGS)
+
+test: lint ## Lint, then run the tests: make test ARGS="tests/test_spec.py -k axes"
+	$(PYTHON) -m pytest -q $(ARGS)
+
+lint: setup-test ## Check the code with ruff
+	$(PYTHON) -m ruff check .
+
+constraints: setup ## Pin the dependencies anew in constraints.txt (newest versions: ARGS=--upgrade)
+	$(PYTHON) -m pip install --quiet uv
+	$(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --no-annotate \
+		--custom-compile-command "make constraints" --extra gpu --extra test --extra bench \
+		--output-file constraints.txt $(ARGS) pyproject.toml
+
+clean: ## Remove .venv and all that was built (runs/ stays)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find orchestrator jobs tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# $(call install,WHAT): `.installing` stands while pip works, so an environment that pip left half-made is never taken
+# for a whole one: the next call makes it anew. Bytecode is compiled here on all cores, not by pip on one.
+# compileall fails where a library ships templates that no Python compiles, so its status says nothing.
+define install
+touch $(VENV)/.installing
+$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '$1'
+$(PYTHON) -m compileall -qq -j 0 $(VENV)/lib/python3.*/site-packages || true
+rm $(VENV)/.installing
+touch $@
+endef
+
+$(VENV)/.ready-test: $(VENV)/.ready
+	@echo "setup: adding what the tests need"
+	$(call install,.[test])
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@if [[ -e $(VENV)/.installing ]] || ! $(PYTHON) -m pip --version >/dev/null 2>&1; then
+		python=
+		for name in python3 python3.13 python3.12 python3.11; do
+			if "$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+				python=$$name
+				break
+			fi
+		done
+		if [[ -z $$python ]]; then
+			echo "setup: needs Python 3.11, 3.12 or 3.13 as python3 or python3.X on PATH; found $$(python3 --version 2>&1 || true)" >&2
+			exit 1
+		fi
+		if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then
+			version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+			echo "setup: $$python cannot make virtual environments; on Debian and Ubuntu: apt-get install python$$version-venv" >&2
+			exit 1
+		fi
+		echo "setup: making $(VENV) with $$("$$python" --version)"
+		rm -rf $(VENV)
+		"$$python" -m venv $(VENV)
+	fi
+	echo "setup: installing the pinned dependencies (about 2 GB, minutes the first time)"
+	$(call install,.)

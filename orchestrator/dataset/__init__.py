@@ -1,0 +1,1 @@
+"""Dataset: from labelled images in a store to batches of tensors."""

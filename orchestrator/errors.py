@@ -1,0 +1,27 @@
+"""What may go wrong, and how a command ends. Pure.
+
+BadInput            something the person can mend: one line on stderr, exit 2, nothing written or lost
+└── StoreError      a store said no, or cannot be reached          (store.py)
+    ├── Missing     no such key
+    └── Changed     the object is not the one that the index lists
+
+Anything else that reaches the top is a bug of ours and keeps its traceback.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+class BadInput(Exception):
+    """One clear line: what it must be, what it was, what to do."""
+
+
+@contextlib.contextmanager
+def exit_on_bad_input() -> Iterator[None]:
+    """Around a command: BadInput becomes `error: ...` on stderr and exit status 2."""
+    try:
+        yield
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

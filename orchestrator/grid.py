@@ -1,0 +1,254 @@
+"""Grid: the main command. Spec -> plan -> what remains -> fan-out -> leaderboard, top to bottom."""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from orchestrator import leaderboard
+from orchestrator.dataset.index import Index, build_index, check_split, describe_bad
+from orchestrator.errors import BadInput, exit_on_bad_input
+from orchestrator.lease import Lease, refuse_if_held
+from orchestrator.model import read_code
+from orchestrator.plan import Counts, Plan, as_tree, describe, differences, make_plan, remaining, standing
+from orchestrator.progress import Progress
+from orchestrator.result import Epoch, Result
+from orchestrator.run import BOARD, HISTORY, Run, Work
+from orchestrator.spec import AXIS_PATHS, Spec, load_spec, to_yaml
+from orchestrator.store import open_store
+
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+
+
+def main(
+    spec: Annotated[
+        str | None, typer.Argument(help="YAML file; without one, a small grid on images that come with the package.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Change one field of the spec; VALUE is YAML. Repeatable."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="URI", help="Images: a folder or s3:// address.")] = None,
+    output: Annotated[str | None, typer.Option(metavar="URI", help="Where the run folder goes.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run and its folder.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would be trained, and train nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan or the leaderboard as JSON.")] = False,
+    share_epochs: Annotated[bool, typer.Option(help="Points that differ only in epochs share one trial.")] = True,
+    takeover: Annotated[bool, typer.Option("--takeover", help="Drive this run though another process does.")] = False,
+) -> None:
+    """Train every point of a grid once and rank them. The same command again finishes what is missing."""
+    shortcuts = {"data.uri": data, "output": output, "name": name}
+    overrides = [
+        *(set_ or []),
+        *(f"{path}={json.dumps(value)}" for path, value in shortcuts.items() if value is not None),
+    ]
+    with exit_on_bad_input():
+        raise SystemExit(orchestrate(_read_spec(spec, overrides), plan, as_json, share_epochs, takeover))
+
+
+def orchestrate(spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, takeover: bool) -> int:
+    """The whole line. Returns the exit status: 0 all ok, 1 some point failed, 130 interrupted. Raises BadInput."""
+    images = open_store(spec.data.uri)
+    index = build_index(images, spec.data)
+    code = read_code(spec.model, [axis for axis in spec.axes if axis not in AXIS_PATHS])
+    counts = Counts(int((~index.validation).sum()), int(index.validation.sum()))
+    plan = make_plan(spec, counts, index.digest, code, share_epochs)
+
+    run = Run(open_store(f"{spec.output.rstrip('/')}/{spec.name}", create=True))
+    before = run.read_plan()
+    if before and (changed := differences(before["shared"], plan.shared)):
+        raise BadInput(
+            f"{run.store.uri} holds a run whose trials share other settings ({'; '.join(changed)}): "
+            f"give this one another --name, or set them back"
+        )
+    results = run.read_results()
+    done = {trial_id: result.epochs for trial_id, result in results.items()}
+    stands = standing(plan, done, before["points"] if before else ())
+    if plan_only:
+        slots = spec.resources.max_concurrent or max(1, (os.cpu_count() or 1) // spec.resources.cpus_per_trial)
+        text = describe(plan, spec.name, _describe_index(index, counts, images.uri), run.store.uri, stands, slots)
+        print(json.dumps(as_tree(plan, stands), indent=1) if as_json else text)
+        return DONE
+
+    console = leaderboard.console(stderr=as_json)
+    todo = remaining(plan, done)
+    gathered = _Gathered(run, plan, results, spec)
+    interrupted = False
+    try:
+        if todo:
+            from orchestrator import fanout  # here, so that --plan and a finished run load no Ray
+
+            refuse_if_held(run.store) if not takeover else None
+            console.print(
+                f"{spec.name}: {len(plan.points)} points ({stands['done']} done), {len(todo)} trials to train; "
+                f"run folder {run.store.uri}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            with fanout.connect(spec.resources) as cluster, _signals(_raise_interrupt):
+                work = Work(spec, index, images, run)
+                skipped = _skipped(index, fanout.prepare(work, cluster, todo), spec)
+                stop = threading.Event()
+                with Lease(run.store, stop.set, takeover) as lease:
+                    run.write_plan(to_yaml(spec), plan.shared, [point.id for point in plan.points])
+                    if skipped:
+                        run.write_skipped(skipped)
+                        console.print(f"{len(skipped)} files skipped: listed in skipped.json", highlight=False)
+                    gathered.write()
+                    with Progress(plan, todo, spec.metric, cluster.slots, console) as progress, _signals(stop.set):
+                        gathered.progress = progress
+                        fanout.fan_out(work, cluster, todo, gathered, stop)
+                    if lease.lost:
+                        raise BadInput(
+                            f"another process took {run.store.uri} over: this one wrote nothing since and stops"
+                        )
+                    interrupted = stop.is_set()
+                    gathered.write()
+        else:
+            with Lease(run.store, lambda: None, takeover):
+                run.write_plan(to_yaml(spec), plan.shared, [point.id for point in plan.points])
+                gathered.write()
+    except KeyboardInterrupt:
+        interrupted = True
+    return _report(gathered.board(), run, spec, interrupted, as_json)
+
+
+class _Gathered:
+    """What is known of the run so far: keeps the tables in the run folder up to date while results land."""
+
+    def __init__(self, run: Run, plan: Plan, results: Mapping[str, Result], spec: Spec) -> None:
+        self._run, self._plan, self._spec = run, plan, spec
+        self._results = dict(results)
+        self._running: set[str] = set()
+        self._next_write = 0.0
+        self.progress: Progress | None = None
+
+    def started(self, trial_id: str) -> None:
+        self._running.add(trial_id)
+        self._write_if_due()
+        self.progress.started(trial_id)
+
+    def epoch(self, trial_id: str, epoch: Epoch) -> None:
+        self.progress.epoch(trial_id, epoch)
+
+    def ended(self, result: Result) -> None:
+        self._running.discard(result.trial_id)
+        self._results[result.trial_id] = result
+        self._write_if_due()
+        self.progress.ended(result)
+
+    def board(self):
+        return leaderboard.build_board(
+            self._plan, self._results, self._running, self._spec.metric, self._spec.train.early_stopping
+        )
+
+    def write(self) -> None:
+        self._running &= {trial.id for trial in self._plan.trials}
+        self._run.write_tables(self.board(), leaderboard.build_history(self._results))
+
+    def _write_if_due(self) -> None:
+        """A tenth of the time at most goes into the tables, however large they are."""
+        if time.monotonic() >= self._next_write:
+            began = time.monotonic()
+            self.write()
+            self._next_write = time.monotonic() + 9 * (time.monotonic() - began)
+
+
+def _read_spec(path: str | None, overrides: list[str]) -> Spec:
+    if path is None:
+        return load_spec((files("orchestrator") / "default.yaml").read_text(), overrides, "default.yaml")
+    try:
+        return load_spec(Path(path).read_text(encoding="utf-8"), overrides, path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(
+            f"SPEC must be a YAML file, got {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
+        ) from None
+
+
+def _describe_index(index: Index, counts: Counts, uri: str) -> str:
+    sizes = ", ".join(f"{name} {count}" for name, count in zip(index.classes, np.bincount(index.labels), strict=True))
+    left_out = "".join(
+        f"; {count} {what}"
+        for count, what in ((len(index.bad), "skipped"), (index.ignored, "beside the class folders"))
+        if count
+    )
+    return (
+        f"{len(index)} of {len(index.classes)} classes ({sizes}) in {uri}: {counts.training} train, "
+        f"{counts.validation} validate{left_out}"
+    )
+
+
+def _skipped(index: Index, unreadable: Mapping[int, str], spec: Spec) -> list[tuple[str, str]]:
+    """All files left out, as (key, reason). Raises BadInput where none may be, or where too few are left."""
+    paths = index.paths if unreadable else []
+    bad = [(paths[row], reason) for row, reason in sorted(unreadable.items())]
+    if bad and spec.data.on_bad_image == "fail":
+        raise BadInput(describe_bad(bad))
+    good = np.ones(len(index), bool)
+    good[list(unreadable)] = False
+    check_split(index, good, spec.data.uri)
+    return [*index.bad, *bad]
+
+
+def _report(board, run: Run, spec: Spec, interrupted: bool, as_json: bool) -> int:
+    if as_json:
+        print(leaderboard.as_json(board))
+    console = leaderboard.console(stderr=as_json)
+    count = {status: board["status"].to_pylist().count(status) for status in ("ok", "failed")}
+    left = board.num_rows - count["ok"] - count["failed"]
+    if not as_json:
+        console.print(leaderboard.as_rich(board.slice(0, 10)))
+    also = [f"{count['failed']} failed" if count["failed"] else "", f"{left} not trained" if left else ""]
+    console.print(
+        f"\n{count['ok']} of {board.num_rows} points ok{''.join(f', {text}' for text in also if text)}. "
+        f"{BOARD}, {HISTORY} and all results: {run.store.uri}\n"
+        f"python -m orchestrator.leaderboard {shlex.quote(run.store.uri)}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+    if interrupted:
+        again = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
+        console.print(f"interrupted: {again}  goes on from here", highlight=False, soft_wrap=True, markup=False)
+        return INTERRUPTED
+    return FAILED if count["failed"] else DONE
+
+
+@contextlib.contextmanager
+def _signals(act: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM call `act` once; a second one interrupts at once."""
+
+    def once(number: int, frame: object) -> None:
+        for each in old:
+            signal.signal(each, signal.default_int_handler)
+        act()
+
+    old = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    for each in old:
+        signal.signal(each, once)
+    try:
+        yield
+    finally:
+        for each, handler in old.items():
+            signal.signal(each, handler)
+
+
+def _raise_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -1,0 +1,138 @@
+"""Model: the small CNN, and finding a user's own. Loads Keras only when a model is built."""
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import BadInput
+from orchestrator.spec import Scalar
+
+if TYPE_CHECKING:
+    import keras
+
+
+def small_cnn(input_shape: tuple[int, int, int], classes: int, dropout: float = 0.0, l2: float = 0.0) -> "keras.Model":
+    """Two convolutions and two dense layers: the network of many a first notebook on cats and dogs.
+
+    input_shape: (height, width, 3), pixels in [0, 1]. Returns a model with output (batch, 1) for two classes, the
+    probability of the second, or (batch, classes). Every model function takes these two arguments and returns the same.
+    """
+    from keras import Input, Model, layers, regularizers
+
+    image = Input(input_shape)
+    x = image
+    for filters in (32, 64):
+        x = layers.Conv2D(filters, 3)(x)
+        x = layers.MaxPooling2D(2)(x)
+        x = layers.ReLU()(x)  # after the pool: maximum and ReLU commute, and there is a quarter of the pixels left
+    x = layers.Flatten()(x)
+    x = layers.Dense(64, activation="relu")(x)
+    x = layers.Dropout(dropout)(x)
+    units, activation = (1, "sigmoid") if classes == 2 else (classes, "softmax")
+    x = layers.Dense(units, activation=activation, kernel_regularizer=regularizers.L2(l2), dtype="float32")(x)
+    return Model(image, x)
+
+
+def build(name: str, input_shape: tuple[int, int, int], classes: int, args: dict[str, Any]) -> "keras.Model":
+    """Build the model `name`. Raises BadInput where there is no such function or its output has another shape."""
+    module, function = _split(name)
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise BadInput(f"model must name a function that exists, got {name}: {error}") from None
+    model = found(input_shape=input_shape, classes=classes, **args)
+    wanted = (None, 1 if classes == 2 else classes)
+    got = tuple(getattr(model, "output_shape", None) or ())
+    if got != wanted:
+        raise BadInput(
+            f"model {name} must build a Keras model with output shape {wanted} for {classes} classes, "
+            f"got {got or type(model).__name__}: end it in a Dense layer of {wanted[1]}"
+        )
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What builds a model, read without running it.
+
+    Attributes:
+        digest: SHA-256 of the source.
+        defaults: Argument -> default, of those beside input_shape and classes whose default is a plain value.
+    """
+
+    digest: str
+    defaults: dict[str, Any]
+
+
+def read_code(name: str, axes: Sequence[str]) -> Code:
+    """Find the code of the model `name`.
+
+    axes: names the function must take beside input_shape and classes. Raises BadInput where it is missing or
+    refuses one.
+    """
+    module, function = _split(name)
+    path = _find(module, name)
+    text = path.read_text(encoding="utf-8")
+    try:
+        tree = ast.parse(text)
+    except SyntaxError as error:
+        raise BadInput(f"model {name}: {path} line {error.lineno} is not Python: {error.msg}") from None
+    found = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if function not in found:
+        names = ", ".join(n for n in found if not n.startswith("_")) or "none"
+        raise BadInput(f"model must name a function that exists, got {name}: {module} defines {names}")
+    arguments = found[function].args
+    takes = [a.arg for a in (*arguments.args, *arguments.kwonlyargs)]
+    if arguments.kwarg is None:
+        for needed in ("input_shape", "classes"):
+            if needed not in takes:
+                raise BadInput(
+                    f"model {name} must take the arguments input_shape and classes, got {', '.join(takes) or 'none'}"
+                )
+        own = [a for a in takes if a not in ("input_shape", "classes")]
+        for axis in axes:
+            if axis not in takes:
+                raise BadInput(
+                    f"grid.{axis} must be an argument of the model {name} ({', '.join(own) or 'it has none'}), "
+                    f"image_size, or a field of train or augment: rename or remove it"
+                )
+    own_code = ast.get_source_segment(text, found[function]) if name == "small_cnn" else text
+    return Code(hashlib.sha256((own_code or text).encode()).hexdigest(), _plain_defaults(arguments))
+
+
+def _plain_defaults(arguments: ast.arguments) -> dict[str, Any]:
+    pairs = [
+        *zip(reversed(arguments.args), reversed(arguments.defaults), strict=False),
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]
+    return {a.arg: d.value for a, d in reversed(pairs) if isinstance(d, ast.Constant) and isinstance(d.value, Scalar)}
+
+
+def _split(name: str) -> tuple[str, str]:
+    module, _, function = ("orchestrator.model:small_cnn" if name == "small_cnn" else name).partition(":")
+    return module, function
+
+
+def _find(module: str, name: str) -> Path:
+    if name == "small_cnn":
+        return Path(__file__)
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    origin = (found or SimpleNamespace(origin=None)).origin
+    if not origin or not origin.endswith(".py"):
+        raise BadInput(
+            f"model must name a module that can be imported, got {name}: there is no {module} in the current "
+            f"folder or among the installed packages"
+        )
+    return Path(origin)

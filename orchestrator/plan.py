@@ -1,0 +1,279 @@
+"""Plan: which points the grid holds, and which trials train them. Pure: no I/O, no TensorFlow, no Ray."""
+
+import hashlib
+import itertools
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.errors import BadInput
+from orchestrator.model import Code
+from orchestrator.spec import AXIS_PATHS, Settings, Spec, axis_path, canonical, settle, shared_settings
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One combination of axis values and a seed; exactly one leaderboard row.
+
+    Attributes:
+        values: Axis name -> value, in the order of the spec's axes.
+        epochs: After how many epochs it is read off.
+    """
+
+    id: str
+    trial_id: str
+    values: Mapping[str, Any]
+    seed: int
+    epochs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One training run on one worker.
+
+    Attributes:
+        id: 12 hex digits of SHA-256 over all that decides its weights: the same trial has the same id everywhere.
+        values: Axis values but epochs.
+        milestones: Epoch counts at which a point is read off, ascending; the last is how long it trains.
+        forecast_s: Predicted worker time in seconds; trials start longest first.
+    """
+
+    id: str
+    values: Mapping[str, Any]
+    seed: int
+    milestones: tuple[int, ...]
+    forecast_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Images that train and that validate."""
+
+    training: int
+    validation: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All points, and the trials that train them, longest first.
+
+    Attributes:
+        axes: Names of the axes, in the order of the spec.
+        shared: What every trial shares and that decides its weights; see spec.shared_settings.
+    """
+
+    axes: tuple[str, ...]
+    points: tuple[Point, ...]
+    trials: tuple[Trial, ...]
+    counts: Counts
+    shared: Mapping[str, Any]
+
+    @property
+    def epochs_asked(self) -> int:
+        """Epochs that training every point alone would take."""
+        return sum(point.epochs for point in self.points)
+
+    @property
+    def epochs_trained(self) -> int:
+        """Epochs that the trials take."""
+        return sum(trial.milestones[-1] for trial in self.trials)
+
+
+def make_plan(spec: Spec, counts: Counts, index_digest: str, code: Code, share_epochs: bool = True) -> Plan:
+    """Lay out every point of the spec and the trials that train them.
+
+    An axis that a single point leaves out stands at its default, as it does in a spec without that axis: so a grid can
+    gain an axis and keep what is trained.
+
+    share_epochs: points that differ only in epochs share one trial, which is read off at each of them.
+    Raises BadInput for a point listed twice, an exclusion that takes nothing out, or an empty grid.
+    """
+    axes = spec.axes
+    paths = {name: axis_path(name) for name in axes}
+    defaults = {name: _default(spec, code, name) for name in axes}
+    model_args = {axis_path(name): value for name, value in code.defaults.items() if name not in axes}
+    shared = {**shared_settings(spec), **model_args, "index": index_digest, "model source": code.digest}
+    fixed = [f"{path}={canonical(value)}" for path, value in shared.items()]
+    points: list[Point] = []
+    seen: dict[str, str] = {}
+    milestones: dict[str, list[int]] = {}
+    owners: dict[str, tuple[Mapping[str, Any], int]] = {}
+    for given, where in _combinations(spec):
+        values = {name: given.get(name, defaults[name]) for name in axes}
+        epochs = values.get("epochs", spec.train.epochs)
+        own = [f"{paths[name]}={canonical(value)}" for name, value in values.items() if name != "epochs"]
+        for seed in spec.seeds:
+            trained = "\n".join(sorted([*fixed, *own, f"seed={seed}"] + ([] if share_epochs else [f"alone={epochs}"])))
+            trial_id = _digest(trained)
+            point_id = _digest(f"{trained}\ntrain.epochs={epochs}")
+            if point_id in seen:
+                raise BadInput(
+                    f"{where} is the same as {seen[point_id]}: each point must stand once; remove one of them"
+                )
+            seen[point_id] = where
+            points.append(Point(point_id, trial_id, values, seed, epochs))
+            milestones.setdefault(trial_id, []).append(epochs)
+            owners.setdefault(trial_id, ({k: v for k, v in values.items() if k != "epochs"}, seed))
+    if not points:
+        raise BadInput("exclude takes out every point of the grid: nothing is left to train")
+    trials = []
+    for trial_id, epochs in milestones.items():
+        values, seed = owners[trial_id]
+        trial = Trial(trial_id, values, seed, tuple(sorted(epochs)), 0.0)
+        trials.append(replace(trial, forecast_s=forecast_s(settle(spec, values), counts) * max(epochs)))
+    trials.sort(key=lambda trial: -trial.forecast_s)
+    return Plan(axes, tuple(points), tuple(trials), counts, shared)
+
+
+def remaining(plan: Plan, done: Mapping[str, int]) -> tuple[Trial, ...]:
+    """Trials still to train, longest first. done: trial id -> epochs that its result covers."""
+    return tuple(trial for trial in plan.trials if done.get(trial.id, 0) < trial.milestones[-1])
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What two plans' shared settings disagree on, one `field: old -> new` each.
+
+    A field that is an axis in one of the two is left out: there its value is part of each trial's id.
+    """
+    return [
+        f"{name}: {_brief(old[name])} -> {_brief(new[name])}"
+        for name in old
+        if name in new and canonical(old[name]) != canonical(new[name])
+    ]
+
+
+def describe(plan: Plan, name: str, index: str, folder: str, standing: Mapping[str, int], slots: int) -> str:
+    """The plan as a person reads it.
+
+    index: one line on the images. standing: how many points are done, missing and new in the run folder.
+    """
+    sizes = sorted({_batch_size(plan, trial) for trial in plan.trials})
+    steps = "; ".join(_steps(plan.counts.training, size) for size in sizes)
+    worker_s = sum(trial.forecast_s for trial in plan.trials)
+    wall_s = max([worker_s / slots, *(trial.forecast_s for trial in plan.trials)])
+    shared = "" if plan.epochs_asked == plan.epochs_trained else " (points that differ only in epochs share a trial)"
+    lines = [
+        f"{name}: {len(plan.points)} points, {len(plan.trials)} trials",
+        f"  images  {index}",
+        f"  steps   an epoch: {steps}",
+        f"  epochs  {plan.epochs_asked} asked for, {plan.epochs_trained} trained{shared}",
+        f"  time    about {clock(wall_s)} with {slots} at once ({clock(worker_s)} of worker time, without start-up)",
+        f"  folder  {folder}: " + ", ".join(f"{count} {what}" for what, count in standing.items()),
+        "",
+        "trial         epochs    forecast  values",
+    ]
+    for trial in plan.trials[:20]:
+        milestones = ",".join(map(str, trial.milestones))
+        lines.append(f"{trial.id}  {milestones:<8}  {clock(trial.forecast_s):>8}  {label(trial.values, trial.seed)}")
+    if len(plan.trials) > 20:
+        lines.append(f"and {len(plan.trials) - 20} more")
+    return "\n".join(lines)
+
+
+def as_tree(plan: Plan, standing: Mapping[str, int]) -> dict[str, Any]:
+    """The plan as plain values, for JSON."""
+    return {
+        "points": [
+            {"id": p.id, "trial_id": p.trial_id, "seed": p.seed, "epochs": p.epochs, **p.values} for p in plan.points
+        ],
+        "trials": [
+            {
+                "id": t.id,
+                "seed": t.seed,
+                "milestones": t.milestones,
+                "forecast_s": round(t.forecast_s, 3),
+                **t.values,
+                "steps_per_epoch": math.ceil(plan.counts.training / _batch_size(plan, t)),
+            }
+            for t in plan.trials
+        ],
+        "training_images": plan.counts.training,
+        "validation_images": plan.counts.validation,
+        "epochs_asked": plan.epochs_asked,
+        "epochs_trained": plan.epochs_trained,
+        "standing": dict(standing),
+    }
+
+
+def standing(plan: Plan, done: Mapping[str, int], before: Collection[str]) -> dict[str, int]:
+    """How many points are done, missing (planned before, not done) and new. before: ids in the last plan."""
+    finished = {p.id for p in plan.points if done.get(p.trial_id, 0) >= p.epochs}
+    new = {p.id for p in plan.points if p.id not in finished and p.id not in before}
+    return {"done": len(finished), "missing": len(plan.points) - len(finished) - len(new), "new": len(new)}
+
+
+def label(values: Mapping[str, Any], seed: int) -> str:
+    """`batch_size=5 dropout=0.5`: what tells one trial from another. The seed is named unless it is 0."""
+    parts = [
+        f"{name}={'x'.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in values.items()
+    ]
+    return " ".join([*parts, *([f"seed={seed}"] if seed else [])]) or "every setting as in the spec"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a person says them: 40 s, 3 min 05 s, 2 h 10 min."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def _batch_size(plan: Plan, trial: Trial) -> int:
+    return trial.values.get("batch_size", plan.shared.get("train.batch_size"))
+
+
+def _steps(images: int, batch_size: int) -> str:
+    full, rest = divmod(images, batch_size)
+    return f"{full + bool(rest)} at batch size {batch_size}" + (f" (the last of {rest})" if rest else "")
+
+
+def forecast_s(settings: Settings, counts: Counts) -> float:
+    """Worker time of one epoch on one CPU core, in seconds: a first guess, for small_cnn, that finished epochs correct.
+
+    Measured on one core of a 2023 server: a step costs about 0.5 ms and 1.4 ms an image of 64 x 64; validation a third
+    of that; bfloat16 takes 0.7 of the time where the CPU has it.
+    """
+    height, width = settings.data.image_size
+    image_s = 0.0014 * height * width / 4096 * (0.7 if settings.train.precision == "mixed_bfloat16" else 1.0)
+    steps = math.ceil(counts.training / settings.train.batch_size)
+    return steps * 0.0005 + counts.training * image_s + counts.validation * image_s / 3
+
+
+def _combinations(spec: Spec) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every point but for its seed, with where in the spec it stands."""
+    excluded = [[(name, canonical(value)) for name, value in rule.items()] for rule in spec.exclude]
+    used = [False] * len(excluded)
+
+    def taken_out(values: Mapping[str, Any]) -> bool:
+        hits = [all(name in values and canonical(values[name]) == value for name, value in rule) for rule in excluded]
+        for i, hit in enumerate(hits):
+            used[i] = used[i] or hit
+        return any(hits)
+
+    for combination in itertools.product(*spec.grid.values()) if spec.grid else ():
+        values = dict(zip(spec.grid, combination, strict=True))
+        if not (excluded and taken_out(values)):
+            yield values, "a point of the grid"
+    for i, values in enumerate(spec.points):
+        yield values, f"points[{i}]"
+    if not all(used):
+        i = used.index(False)
+        raise BadInput(
+            f"exclude[{i}] must match at least one point of the grid, got {spec.exclude[i]}: mend or remove it"
+        )
+
+
+def _default(spec: Spec, code: Code, name: str) -> Any:
+    if name in AXIS_PATHS:
+        section, field = AXIS_PATHS[name]
+        return getattr(getattr(spec, section), field)
+    return code.defaults.get(name)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text

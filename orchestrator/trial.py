@@ -1,0 +1,414 @@
+"""Trial: one training run on one worker -> Result. Knows Keras, knows nothing of Ray.
+
+A trial is a function of (settings, seed, data): to the bit on a CPU with one thread count, wherever it stopped and went
+on, whoever trained in this process before.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import resource
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from orchestrator import model as models
+from orchestrator.dataset.cache import Cache, open_cache
+from orchestrator.dataset.pipeline import shared_tensor, training_batches, validation_batch
+from orchestrator.plan import Trial
+from orchestrator.result import Epoch, Result, now
+from orchestrator.run import Work
+from orchestrator.spec import EarlyStopping, Settings, settle
+from orchestrator.store import StoreError
+
+_VALIDATION_BATCH = 64  # larger ones were no faster on a CPU, and hold more memory
+_STRETCH_S = 1.0  # how long training stays inside TensorFlow before it looks at the clock
+
+
+class Diverged(ArithmeticError):
+    """The loss is no longer a number."""
+
+
+def use_threads(count: int) -> None:
+    """Give this process `count` threads inside an operation. A worker does it before TensorFlow's first one."""
+    if tf.config.threading.get_intra_op_parallelism_threads() != count:
+        tf.config.threading.set_intra_op_parallelism_threads(count)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def run_trial(trial: Trial, work: Work, report: Callable[[Epoch], None]) -> Result:
+    """Train one trial, from its checkpoint if it has one; write its result into the run folder and give it back.
+
+    report: called after each epoch. A failure becomes a Result with status "failed", which is not written: the next run
+    tries it again.
+    """
+    started_at = now()
+    _reset_peak_memory()
+    facts: dict[str, Any] = {
+        "trial_id": trial.id,
+        "epochs": trial.milestones[-1],
+        "started_at": started_at,
+        "node": platform.node(),
+        "device": _device(),
+    }
+    try:
+        settings = settle(work.spec, trial.values)
+        cache = _cache(work, settings.data.image_size, settings.data.resize)
+        training = Training(settings, trial, work, cache)
+        training.train(report)
+        result = Result(
+            status="ok",
+            history=training.history,
+            digests=training.digests,
+            steps_per_epoch=training.steps,
+            peak_memory_mb=_peak_memory_mb(),
+            finished_at=now(),
+            **facts,
+        )
+        work.run.write_result(result)
+    except Exception as error:  # the one boundary: whatever a trial dies of becomes a row
+        return Result(
+            status="failed", error=_last_line(error), finished_at=now(), peak_memory_mb=_peak_memory_mb(), **facts
+        )
+    finally:
+        keras.backend.clear_session()
+    return result
+
+
+class Training:
+    """One model in training: what it is made of, how far it is, and how to put both into a checkpoint."""
+
+    def __init__(self, settings: Settings, trial: Trial, work: Work, cache: Cache) -> None:
+        self.settings, self.trial, self.run = settings, trial, work.run
+        self.threads = work.spec.resources.cpus_per_trial
+        self.history: list[Epoch] = []
+        self.digests: dict[int, str] = {}
+        self.step = 0  # within the epoch that comes after the history
+        self.spent_s = 0.0  # training time of that epoch
+        classes = len(work.index.classes)
+        good = np.ones(len(work.index), bool)
+        good[list(cache.bad)] = False
+        self.rows = np.flatnonzero(~work.index.validation & good)
+        self.validation_rows = tf.constant(np.flatnonzero(work.index.validation & good), tf.int64)
+        self.steps = math.ceil(len(self.rows) / settings.train.batch_size)
+        self.images = shared_tensor(cache.images)
+        labels = work.index.labels
+        self.labels = tf.constant(labels[:, None], tf.float32) if classes == 2 else tf.constant(labels, tf.int32)
+        self._per_image = _binary if classes == 2 else _categorical
+
+        keras.utils.set_random_seed(trial.seed)
+        keras.config.set_dtype_policy(settings.train.precision)
+        try:
+            self.model = models.build(settings.model, (*settings.data.image_size, 3), classes, settings.model_args)
+        finally:
+            keras.config.set_dtype_policy("float32")
+        self.optimizer = _optimizer(settings)
+        self.optimizer.build(self.model.trainable_variables)
+        self.totals = tf.Variable(tf.zeros(3, tf.float64))  # sum of losses, correct, images: of the epoch so far
+
+    def train(self, report: Callable[[Epoch], None]) -> None:
+        """Train to the last milestone, or to where early stopping ends it. Raises Diverged."""
+        saver = _Saver(self)
+        saver.restore()
+        patience = self.settings.train.early_stopping
+        batch_size, last = self.settings.train.batch_size, self.trial.milestones[-1]
+        full_steps, rest = divmod(len(self.rows), batch_size)
+        batches = iter(
+            training_batches(
+                self.images,
+                self.labels,
+                self.rows,
+                self.settings.augment,
+                batch_size,
+                self.trial.seed,
+                start_step=len(self.history) * self.steps + self.step,
+                epochs=last,
+                threads=self.threads,
+            )
+        )
+        train_steps, evaluate = self._functions()
+        stretch = 8
+        while len(self.history) < last and not _stopped(self.history, patience):
+            while self.step < self.steps:
+                size, ahead = (batch_size, full_steps - self.step) if self.step < full_steps else (rest, 1)
+                count = min(stretch, ahead)
+                began = time.perf_counter()
+                train_steps(batches, tf.constant(count), size)
+                took_s = time.perf_counter() - began
+                self.step += count
+                self.spent_s += took_s
+                if count == stretch and took_s < _STRETCH_S / 2:
+                    stretch *= 2
+                saver.save_if_due()
+            self._finish_epoch(evaluate)
+            report(self.history[-1])
+        saver.close()
+
+    def _finish_epoch(self, evaluate: Callable[[], tf.Tensor]) -> None:
+        loss, correct, seen = self.totals.numpy()
+        val_loss, val_correct, val_seen = evaluate().numpy()
+        epoch = len(self.history) + 1
+        if not math.isfinite(loss) or not math.isfinite(val_loss):
+            raise Diverged(
+                f"the loss became {loss if not math.isfinite(loss) else val_loss} in epoch {epoch}: "
+                f"try a smaller learning_rate"
+            )
+        self.history.append(
+            Epoch(
+                epoch=epoch,
+                loss=loss / seen,
+                accuracy=correct / seen,
+                val_loss=val_loss / val_seen,
+                val_accuracy=val_correct / val_seen,
+                train_s=self.spent_s,
+                images_per_s=len(self.rows) / max(self.spent_s, 1e-9),
+            )
+        )
+        self.totals.assign(tf.zeros(3, tf.float64))
+        self.step, self.spent_s = 0, 0.0
+        if epoch in self.trial.milestones:
+            self.digests[epoch] = weights_digest(self.model)
+
+    def _functions(self) -> tuple[Callable, Callable]:
+        model, optimizer, totals, per_image = self.model, self.optimizer, self.totals, self._per_image
+        variables = model.trainable_variables
+
+        def regularisation() -> tf.Tensor:
+            return tf.add_n(model.losses) if model.losses else tf.constant(0.0)
+
+        def one_step(images: tf.Tensor, labels: tf.Tensor) -> None:
+            with tf.GradientTape() as tape:
+                losses, correct = per_image(labels, tf.cast(model(images, training=True), tf.float32))
+                loss = tf.reduce_mean(losses) + regularisation()
+                scaled = optimizer.scale_loss(loss)
+            optimizer.apply(tape.gradient(scaled, variables), variables)
+            count = tf.cast(tf.shape(images)[0], tf.float64)
+            totals.assign_add(
+                tf.stack([tf.cast(loss, tf.float64) * count, tf.cast(tf.reduce_sum(correct), tf.float64), count])
+            )
+
+        @tf.function(jit_compile=False)
+        def train_steps(batches: tf.data.Iterator, count: tf.Tensor, size: int) -> None:
+            for _ in tf.range(count):
+                images, labels = next(batches)
+                one_step(
+                    tf.ensure_shape(images, (size, *images.shape[1:])),
+                    tf.ensure_shape(labels, (size, *labels.shape[1:])),
+                )
+
+        images, labels, rows, augment, seed = (
+            self.images,
+            self.labels,
+            self.validation_rows,
+            self.settings.augment,
+            self.trial.seed,
+        )
+
+        @tf.function(jit_compile=False)
+        def evaluate() -> tf.Tensor:
+            sums = tf.zeros(2, tf.float64)
+            for start in tf.range(0, tf.size(rows), _VALIDATION_BATCH):
+                picked = rows[start : start + _VALIDATION_BATCH]
+                batch = validation_batch(images, picked, augment, seed)
+                losses, correct = per_image(
+                    tf.gather(labels, picked), tf.cast(model(batch, training=False), tf.float32)
+                )
+                sums += tf.cast(tf.stack([tf.reduce_sum(losses), tf.reduce_sum(correct)]), tf.float64)
+            count = tf.cast(tf.size(rows), tf.float64)
+            return tf.stack([sums[0] + tf.cast(regularisation(), tf.float64) * count, sums[1], count])
+
+        return train_steps, evaluate
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Everything that decides what comes next, copied: safe to write while training goes on."""
+        far = {
+            "history": [epoch.model_dump() for epoch in self.history],
+            "digests": self.digests,
+            "step": self.step,
+            "spent_s": self.spent_s,
+        }
+        arrays = {f"v{i:04d}": np.array(v) for i, v in enumerate(self._variables())}
+        return {"far": np.frombuffer(json.dumps(far).encode(), np.uint8), **arrays}
+
+    def resume(self, saved: dict[str, np.ndarray]) -> None:
+        """Take a snapshot's place. Raises ValueError where it is not one of this model."""
+        variables = self._variables()
+        far = json.loads(saved["far"].tobytes())
+        arrays = [saved[f"v{i:04d}"] for i in range(len(variables))]
+        if len(saved) != len(variables) + 1 or any(
+            a.shape != tuple(v.shape) for a, v in zip(arrays, variables, strict=True)
+        ):
+            raise ValueError("the checkpoint holds another model")
+        history = [Epoch(**epoch) for epoch in far["history"]]
+        for variable, array in zip(variables, arrays, strict=True):
+            variable.assign(array)
+        self.history, self.step, self.spent_s = history, far["step"], far["spent_s"]
+        self.digests = {int(epoch): digest for epoch, digest in far["digests"].items()}
+
+    def _variables(self) -> list[Any]:
+        return [*self.model.variables, *self.optimizer.variables, self.totals]
+
+
+class _Saver:
+    """Writes checkpoints off the training thread, one at a time, each replacing the last one whole."""
+
+    def __init__(self, training: Training) -> None:
+        self._training, self._thread = training, None
+        self._every_s = training.settings.train.checkpoint_every_s
+        self._last = time.monotonic()
+
+    def restore(self) -> None:
+        """Go on from the run folder's checkpoint, if there is a whole one."""
+        training = self._training
+        data = training.run.read_checkpoint(training.trial.id)
+        if data is None:
+            return
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as saved:
+                training.resume(dict(saved))
+        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+            print(f"trial {training.trial.id}: its checkpoint is damaged ({error}); it starts anew", flush=True)
+
+    def save_if_due(self) -> None:
+        if time.monotonic() - self._last >= self._every_s and not (self._thread and self._thread.is_alive()):
+            self._save()
+
+    def _save(self) -> None:
+        self._last = time.monotonic()
+        self._thread = threading.Thread(target=self._write, args=(self._training.snapshot(),))
+        self._thread.start()
+
+    def _write(self, arrays: dict[str, np.ndarray]) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        try:
+            self._training.run.write_checkpoint(self._training.trial.id, buffer.getvalue())
+        except (StoreError, OSError) as error:  # training goes on: a checkpoint only saves time
+            print(f"trial {self._training.trial.id}: no checkpoint written: {error}", flush=True)
+
+    def close(self) -> None:
+        """Leave the final state behind: a grid that grows in epochs goes on from here."""
+        if self._thread:
+            self._thread.join()
+        self._save()
+        self._thread.join()
+
+
+class FusedAdam(keras.optimizers.Adam):
+    """Keras' Adam, a variable's update in one kernel instead of a dozen; same slots, same result to rounding."""
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+        i = self._get_variable_index(variable)
+        step = tf.cast(self.iterations + 1, variable.dtype)
+        beta_1, beta_2 = (tf.cast(beta, variable.dtype) for beta in (self.beta_1, self.beta_2))
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[i].value.handle,
+            v=self._velocities[i].value.handle,
+            beta1_power=tf.pow(beta_1, step),
+            beta2_power=tf.pow(beta_2, step),
+            lr=tf.cast(learning_rate, variable.dtype),
+            beta1=beta_1,
+            beta2=beta_2,
+            epsilon=self.epsilon,
+            grad=tf.cast(gradient, variable.dtype),
+        )
+
+
+def weights_digest(model: keras.Model) -> str:
+    """SHA-256 over every weight, in the model's order."""
+    whole = hashlib.sha256()
+    for weight in model.weights:
+        whole.update(np.ascontiguousarray(weight).tobytes())
+    return whole.hexdigest()
+
+
+def _optimizer(settings: Settings) -> keras.optimizers.Optimizer:
+    name, rate = settings.train.optimizer, settings.train.learning_rate
+    optimizer = (
+        FusedAdam(rate)
+        if name == "adam"
+        else keras.optimizers.get({"class_name": name, "config": {"learning_rate": rate}})
+    )
+    return keras.optimizers.LossScaleOptimizer(optimizer) if settings.train.precision == "mixed_float16" else optimizer
+
+
+def _binary(labels: tf.Tensor, p: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Loss and correctness per image. labels, p: (batch, 1) float32."""
+    return keras.losses.binary_crossentropy(labels, p), tf.cast((p > 0.5) == (labels > 0.5), tf.float32)
+
+
+def _categorical(labels: tf.Tensor, p: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Loss and correctness per image. labels: (batch,) int32. p: (batch, classes) float32."""
+    correct = tf.argmax(p, axis=1, output_type=tf.int32) == labels
+    return keras.losses.sparse_categorical_crossentropy(labels, p), tf.cast(correct, tf.float32)
+
+
+def _stopped(history: list[Epoch], stopping: EarlyStopping | None) -> bool:
+    if stopping is None or not history:
+        return False
+    best = min(history, key=lambda epoch: epoch.val_loss)
+    return history[-1].epoch - best.epoch >= stopping.patience
+
+
+_caches: dict[tuple[str, tuple[int, int], str], Cache] = {}
+
+
+def _cache(work: Work, image_size: tuple[int, int], resize: str) -> Cache:
+    """This node's cache, opened and verified once per worker."""
+    key = (work.index.digest, image_size, resize)
+    if key not in _caches:
+        _caches[key] = open_cache(work.index, work.images, image_size, resize)
+    return _caches[key]
+
+
+def prepare(work: Work, trials: Sequence[Trial]) -> dict[int, str]:
+    """Have this node's caches ready before the first trial, and try the user's model: one trial for each image size.
+
+    Returns row -> reason for images that cannot be read. Raises BadInput.
+    """
+    bad: dict[int, str] = {}
+    for trial in trials:
+        settings = settle(work.spec, trial.values)
+        bad.update(_cache(work, settings.data.image_size, settings.data.resize).bad)
+        if settings.model != "small_cnn":
+            models.build(settings.model, (*settings.data.image_size, 3), len(work.index.classes), settings.model_args)
+    return bad
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"[:500]
+
+
+def _device() -> str:
+    gpus = tf.config.list_physical_devices("GPU")
+    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "cpu"
+
+
+def _reset_peak_memory() -> None:
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        pass  # not Linux, or not allowed: the peak is then that of the process
+
+
+def _peak_memory_mb() -> float:
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if os.uname().sysname == "Darwin" else 2**10)

