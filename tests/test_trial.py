@@ -1,0 +1,247 @@
+"""Trials in real worker processes: exact wherever they stopped, whoever trained before them."""
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.dataset.index import build_index
+from orchestrator.model import read_code
+from orchestrator.plan import Counts, Trial, make_plan
+from orchestrator.result import Epoch, Result
+from orchestrator.run import Run, Work
+from orchestrator.spec import AXIS_PATHS, load_spec
+from orchestrator.store import open_store
+
+SPEC = """
+name: exact
+data: {uri: "sample://shirts", image_size: [28, 28]}
+augment: {rotation_deg: 10, width_shift: 0.1, height_shift: 0.1, horizontal_flip: true}
+grid: {batch_size: [64], epochs: [1, 3], dropout: [0.5], l2: [0.01]}
+"""
+
+
+def work_in(folder: Path, *overrides: str) -> tuple[Work, tuple[Trial, ...]]:
+    """A run folder and the trials of SPEC with some fields changed."""
+    spec = load_spec(SPEC, overrides)
+    images = open_store(spec.data.uri)
+    index = build_index(images, spec.data)
+    counts = Counts(int((~index.validation).sum()), int(index.validation.sum()))
+    plan = make_plan(spec, counts, index.digest, read_code(spec.model, [a for a in spec.axes if a not in AXIS_PATHS]))
+    return Work(spec, index, images, Run(open_store(str(folder), create=True))), plan.trials
+
+
+def start_worker() -> None:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    from orchestrator import trial
+
+    trial.use_threads(1)
+
+
+def train(trial: Trial, work: Work) -> Result:
+    from orchestrator.trial import run_trial
+
+    return run_trial(trial, work, lambda epoch: None)
+
+
+def train_and_die(trial: Trial, work: Work, epochs: int) -> None:
+    """Train, and be killed as the machine's power would do it: in the middle of the epoch after `epochs`."""
+    start_worker()
+    from orchestrator import trial as room
+
+    save_if_due = room._Saver.save_if_due
+
+    def die_after_saving(saver) -> None:
+        save_if_due(saver)
+        training = saver._training
+        if len(training.history) == epochs and training.step > 0 and saver._thread:
+            saver._thread.join()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    room._Saver.save_if_due = die_after_saving
+    room.run_trial(trial, work, lambda epoch: None)
+
+
+def new_worker() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[ProcessPoolExecutor]:
+    """One worker that trains trial after trial, as in a grid."""
+    with new_worker() as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def undisturbed(worker: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    work, (trial,) = work_in(tmp_path_factory.mktemp("undisturbed"))
+    return worker.submit(train, trial, work).result()
+
+
+def test_a_result_holds_every_epoch_and_the_weights_at_its_milestones(undisturbed: Result) -> None:
+    """What a trial gives back: three epochs, digests at 1 and 3, and what it cost."""
+    assert undisturbed.status == "ok", undisturbed.error
+    assert [epoch.epoch for epoch in undisturbed.history] == [1, 2, 3]
+    assert set(undisturbed.digests) == {1, 3}
+    assert undisturbed.steps_per_epoch == 15
+    assert undisturbed.peak_memory_mb > 100
+    assert all(epoch.images_per_s > 0 for epoch in undisturbed.history)
+
+
+def test_a_fresh_worker_gives_the_same_weights(undisturbed: Result, tmp_path: Path) -> None:
+    """To the bit: another process, which trained other trials before."""
+    work, (trial,) = work_in(tmp_path)
+    other, (before,) = work_in(tmp_path / "before", "grid.batch_size=[50]", "grid.epochs=[1]", "grid.dropout=[0.1]")
+    with new_worker() as pool:
+        assert pool.submit(train, before, other).result().status == "ok"
+        assert same(pool.submit(train, trial, work).result(), undisturbed)
+
+
+def test_a_trial_of_one_epoch_is_the_start_of_one_of_three(
+    undisturbed: Result, worker: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    """Points that differ only in epochs may share a trial: its weights at the milestone are those of a shorter one."""
+    work, (trial,) = work_in(tmp_path, "grid.epochs=[1]")
+    alone = worker.submit(train, trial, work).result()
+    assert alone.digests[1] == undisturbed.digests[1]
+    assert alone.history[0].val_loss == undisturbed.history[0].val_loss
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 2])
+def test_a_killed_trial_goes_on_exactly(
+    undisturbed: Result, worker: ProcessPoolExecutor, tmp_path: Path, epochs
+) -> None:
+    """SIGKILL in mid-epoch, then another worker: weights and metrics are those of a trial nobody disturbed."""
+    work, (trial,) = work_in(tmp_path, "train.checkpoint_every_s=0.001")
+    process = multiprocessing.get_context("spawn").Process(target=train_and_die, args=(trial, work, epochs))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert work.run.read_checkpoint(trial.id) is not None
+    assert same(worker.submit(train, trial, work).result(), undisturbed)
+
+
+def test_a_grid_that_grows_in_epochs_trains_only_the_new_ones(
+    undisturbed: Result, worker: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    """The final state of a finished trial is kept, so two more epochs cost two, and give the same weights."""
+    work, (short,) = work_in(tmp_path, "grid.epochs=[1]")
+    first = worker.submit(train, short, work).result()
+    work, (long,) = work_in(tmp_path)
+    grown = worker.submit(train, long, work).result()
+    assert long.id == short.id
+    assert same(grown, undisturbed)
+    assert grown.history[0].train_s == first.history[0].train_s  # taken over, not trained again
+    assert sorted(p.name for p in (tmp_path / "trials").iterdir()) == [f"{long.id}-1.json", f"{long.id}-3.json"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not a zip", None])
+def test_a_damaged_checkpoint_means_a_fresh_start(
+    undisturbed: Result, worker: ProcessPoolExecutor, tmp_path: Path, damage: bytes | None
+) -> None:
+    """Empty, not a checkpoint, or cut short: the trial starts anew and ends as it would have."""
+    work, (trial,) = work_in(tmp_path, "grid.epochs=[1]")
+    worker.submit(train, trial, work).result()
+    whole = work.run.read_checkpoint(trial.id)
+    work.run.write_checkpoint(trial.id, whole[: len(whole) // 2] if damage is None else damage)
+    work, (trial,) = work_in(tmp_path)
+    assert same(worker.submit(train, trial, work).result(), undisturbed)
+
+
+def test_another_models_checkpoint_is_not_taken(
+    undisturbed: Result, worker: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    """A whole checkpoint of other shapes is no checkpoint."""
+    work, (trial,) = work_in(tmp_path)
+    other, (foreign,) = work_in(tmp_path / "other", "data.image_size=[32, 32]", "grid.epochs=[1]")
+    worker.submit(train, foreign, other).result()
+    work.run.write_checkpoint(trial.id, other.run.read_checkpoint(foreign.id))
+    assert same(worker.submit(train, trial, work).result(), undisturbed)
+
+
+def test_a_trial_that_raises_is_a_failed_result(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
+    """One line of why, nothing written, and the worker goes on."""
+    work, (trial,) = work_in(tmp_path, "grid.dropout=[7.0]")
+    result = worker.submit(train, trial, work).result()
+    assert result.status == "failed"
+    assert "\n" not in result.error
+    assert "dropout" in result.error.lower() or "rate" in result.error.lower()
+    assert not (tmp_path / "trials").exists()
+
+
+def test_a_loss_that_is_no_number_fails_the_trial(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
+    """Divergence is a failed row that says in which epoch, and what to try."""
+    work, (trial,) = work_in(tmp_path, "train.learning_rate=1e+30", "train.optimizer=sgd")
+    result = worker.submit(train, trial, work).result()
+    assert result.error.startswith("Diverged: the loss became")
+    assert "smaller learning_rate" in result.error
+
+
+def test_early_stopping_ends_a_trial_and_keeps_its_history(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
+    """With a patience of 1 and no progress possible, training ends after the second epoch of 30."""
+    work, (trial,) = work_in(
+        tmp_path, "grid.epochs=[30]", "train.learning_rate=1e-12", "train.early_stopping={patience: 1}"
+    )
+    result = worker.submit(train, trial, work).result()
+    assert result.status == "ok", result.error
+    assert len(result.history) < 30
+    assert result.epochs == 30
+
+
+def apply(optimizer, variable, gradient) -> None:
+    optimizer.apply([gradient], [variable])
+
+
+def adam_after(steps: int) -> tuple[float, float]:
+    """Largest difference of weights, and largest weight change, between Keras' Adam and ours after some steps."""
+    import keras
+    import tensorflow as tf
+
+    from orchestrator.trial import FusedAdam
+
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(40, 30)).astype("float32")
+    gradients = [rng.normal(size=start.shape).astype("float32") for _ in range(steps)]
+    ends = []
+    for optimizer in (keras.optimizers.Adam(0.01), FusedAdam(0.01)):
+        variable = keras.Variable(start)
+        optimizer.build([variable])
+
+        step = tf.function(lambda gradient: apply(optimizer, variable, gradient))  # noqa: B023  traced before the next
+        for gradient in gradients:
+            step(tf.constant(gradient))
+        ends.append(np.array(variable))
+    return float(np.abs(ends[0] - ends[1]).max()), float(np.abs(ends[0] - start).max())
+
+
+def test_the_fused_adam_is_keras_adam(worker: ProcessPoolExecutor) -> None:
+    """The same weights to rounding after 50 steps that moved them far."""
+    difference, moved = worker.submit(adam_after, 50).result()
+    assert moved > 0.1
+    assert difference < 1e-5
+
+
+def same(result: Result, expected: Result) -> bool:
+    """Equal weights and metrics; only what was measured by the clock may differ."""
+
+    def essence(r: Result) -> str:
+        measured = {"train_s", "images_per_s"}
+        return json.dumps([r.status, r.digests, [e.model_dump(exclude=measured) for e in r.history]])
+
+    assert result.status == "ok", result.error
+    assert essence(result) == essence(expected)
+    return True
+
+
+def test_history_is_made_of_epochs(undisturbed: Result) -> None:
+    """A result survives being written and read."""
+    again = Result.model_validate_json(undisturbed.model_dump_json())
+    assert again == undisturbed
+    assert isinstance(again.history[0], Epoch)
