@@ -67,6 +67,11 @@ def connect(resources: Resources) -> Iterator[Cluster]:
         has = ray.cluster_resources()
         gpus = resources.gpus_per_trial
         gpus = (1.0 if has.get("GPU") else 0.0) if gpus == "auto" else gpus
+        if not address and gpus > has.get("GPU", 0):
+            raise BadInput(
+                f"resources.gpus_per_trial must be at most the {has.get('GPU', 0):g} GPUs here, got {gpus:g}: "
+                f"leave it at auto, or run on a cluster that has them"
+            )
         fits = [has.get("CPU", 0) // resources.cpus_per_trial]
         if gpus:
             fits.append(has.get("GPU", 0) / gpus)

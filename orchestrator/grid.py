@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pyarrow as pa
 import typer
+from rich.console import Console
 
 from orchestrator import leaderboard
 from orchestrator.dataset.index import Index, build_index, check_split, describe_bad
 from orchestrator.errors import BadInput, exit_on_bad_input
 from orchestrator.lease import Lease, refuse_if_held
 from orchestrator.model import read_code
-from orchestrator.plan import Counts, Plan, as_tree, describe, differences, make_plan, remaining, standing
+from orchestrator.plan import Counts, Plan, as_tree, describe, differences, make_plan, many, remaining, standing
 from orchestrator.progress import Progress
 from orchestrator.result import Epoch, Result
 from orchestrator.run import BOARD, HISTORY, Run, Work
@@ -72,9 +74,8 @@ def orchestrate(spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, 
             f"{run.store.uri} holds a run whose trials share other settings ({'; '.join(changed)}): "
             f"give this one another --name, or set them back"
         )
-    results = run.read_results()
-    done = {trial_id: result.epochs for trial_id, result in results.items()}
-    stands = standing(plan, done, before["points"] if before else ())
+    gathered = _Gathered(run, plan, run.read_results(), spec)
+    stands = standing(plan, gathered.done, before["points"] if before else ())
     if plan_only:
         slots = spec.resources.max_concurrent or max(1, (os.cpu_count() or 1) // spec.resources.cpus_per_trial)
         text = describe(plan, spec.name, _describe_index(index, counts, images.uri), run.store.uri, stands, slots)
@@ -82,46 +83,51 @@ def orchestrate(spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, 
         return DONE
 
     console = leaderboard.console(stderr=as_json)
-    todo = remaining(plan, done)
-    gathered = _Gathered(run, plan, results, spec)
     interrupted = False
     try:
-        if todo:
-            from orchestrator import fanout  # here, so that --plan and a finished run load no Ray
-
-            refuse_if_held(run.store) if not takeover else None
-            console.print(
-                f"{spec.name}: {len(plan.points)} points ({stands['done']} done), {len(todo)} trials to train; "
-                f"run folder {run.store.uri}",
-                highlight=False,
-                soft_wrap=True,
-            )
-            with fanout.connect(spec.resources) as cluster, _signals(_raise_interrupt):
-                work = Work(spec, index, images, run)
-                skipped = _skipped(index, fanout.prepare(work, cluster, todo), spec)
-                stop = threading.Event()
-                with Lease(run.store, stop.set, takeover) as lease:
-                    run.write_plan(to_yaml(spec), plan.shared, [point.id for point in plan.points])
-                    if skipped:
-                        run.write_skipped(skipped)
-                        console.print(f"{len(skipped)} files skipped: listed in skipped.json", highlight=False)
-                    gathered.write()
-                    with Progress(plan, todo, spec.metric, cluster.slots, console) as progress, _signals(stop.set):
-                        gathered.progress = progress
-                        fanout.fan_out(work, cluster, todo, gathered, stop)
-                    if lease.lost:
-                        raise BadInput(
-                            f"another process took {run.store.uri} over: this one wrote nothing since and stops"
-                        )
-                    interrupted = stop.is_set()
-                    gathered.write()
+        if remaining(plan, gathered.done):
+            interrupted = _train(Work(spec, index, images, run), plan, gathered, takeover, console)
         else:
-            with Lease(run.store, lambda: None, takeover):
+            with Lease(run.store, _raise_interrupt, takeover):
                 run.write_plan(to_yaml(spec), plan.shared, [point.id for point in plan.points])
                 gathered.write()
     except KeyboardInterrupt:
         interrupted = True
     return _report(gathered.board(), run, spec, interrupted, as_json)
+
+
+def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, console: Console) -> bool:
+    """Train what remains, and write the tables while results land. Returns whether it was interrupted."""
+    from orchestrator import fanout  # here, so that --plan and a finished run load no Ray
+
+    spec, run = work.spec, work.run
+    if not takeover:
+        refuse_if_held(run.store)
+    with fanout.connect(spec.resources) as cluster, _signals(_raise_interrupt):
+        todo = remaining(plan, gathered.done)
+        console.out(
+            f"{spec.name}: {many(len(plan.points), 'point')}, {many(len(todo), 'trial')} of {len(plan.trials)} to train, "
+            f"{cluster.slots} at once; run folder {run.store.uri}"
+        )
+        skipped = _skipped(work.index, fanout.prepare(work, cluster, todo), spec)
+        stop = threading.Event()
+        with Lease(run.store, stop.set, takeover) as lease:
+            gathered.take(run.read_results())  # another driver may have been at work until now
+            todo = remaining(plan, gathered.done)
+            run.write_plan(to_yaml(spec), plan.shared, [point.id for point in plan.points])
+            if skipped:
+                run.write_skipped(skipped)
+                console.out(f"{many(len(skipped), 'file')} left out: listed in skipped.json")
+            gathered.write()
+            with Progress(plan, todo, spec.metric, cluster.slots, console) as progress, _signals(stop.set):
+                gathered.lease, gathered.progress = lease, progress
+                fanout.fan_out(work, cluster, todo, gathered, stop)
+            if lease.lost:
+                raise BadInput(
+                    f"another process took {run.store.uri} over: this one has stopped, and writes nothing more"
+                )
+            gathered.write()
+    return stop.is_set()
 
 
 class _Gathered:
@@ -132,7 +138,16 @@ class _Gathered:
         self._results = dict(results)
         self._running: set[str] = set()
         self._next_write = 0.0
+        self.lease: Lease | None = None
         self.progress: Progress | None = None
+
+    @property
+    def done(self) -> dict[str, int]:
+        """Trial id -> epochs that its result covers."""
+        return {trial_id: result.epochs for trial_id, result in self._results.items() if result.status == "ok"}
+
+    def take(self, results: Mapping[str, Result]) -> None:
+        self._results.update(results)
 
     def started(self, trial_id: str) -> None:
         self._running.add(trial_id)
@@ -148,20 +163,23 @@ class _Gathered:
         self._write_if_due()
         self.progress.ended(result)
 
-    def board(self):
-        return leaderboard.build_board(
-            self._plan, self._results, self._running, self._spec.metric, self._spec.train.early_stopping
-        )
+    def board(self) -> pa.Table:
+        stopping = self._spec.train.early_stopping
+        return leaderboard.build_board(self._plan, self._results, self._running, self._spec.metric, stopping)
 
     def write(self) -> None:
-        self._running &= {trial.id for trial in self._plan.trials}
+        """Write the tables as they stand at the end, or before the start: nothing runs."""
+        self._running.clear()
+        self._write()
+
+    def _write(self) -> None:
         self._run.write_tables(self.board(), leaderboard.build_history(self._results))
 
     def _write_if_due(self) -> None:
         """A tenth of the time at most goes into the tables, however large they are."""
-        if time.monotonic() >= self._next_write:
+        if time.monotonic() >= self._next_write and not self.lease.lost:
             began = time.monotonic()
-            self.write()
+            self._write()
             self._next_write = time.monotonic() + 9 * (time.monotonic() - began)
 
 
@@ -201,7 +219,7 @@ def _skipped(index: Index, unreadable: Mapping[int, str], spec: Spec) -> list[tu
     return [*index.bad, *bad]
 
 
-def _report(board, run: Run, spec: Spec, interrupted: bool, as_json: bool) -> int:
+def _report(board: pa.Table, run: Run, spec: Spec, interrupted: bool, as_json: bool) -> int:
     if as_json:
         print(leaderboard.as_json(board))
     console = leaderboard.console(stderr=as_json)
@@ -210,17 +228,14 @@ def _report(board, run: Run, spec: Spec, interrupted: bool, as_json: bool) -> in
     if not as_json:
         console.print(leaderboard.as_rich(board.slice(0, 10)))
     also = [f"{count['failed']} failed" if count["failed"] else "", f"{left} not trained" if left else ""]
-    console.print(
+    console.out(
         f"\n{count['ok']} of {board.num_rows} points ok{''.join(f', {text}' for text in also if text)}. "
         f"{BOARD}, {HISTORY} and all results: {run.store.uri}\n"
-        f"python -m orchestrator.leaderboard {shlex.quote(run.store.uri)}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
+        f"python -m orchestrator.leaderboard {shlex.quote(run.store.uri)}"
     )
     if interrupted:
         again = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
-        console.print(f"interrupted: {again}  goes on from here", highlight=False, soft_wrap=True, markup=False)
+        console.out(f"interrupted: {again}  goes on from here")
         return INTERRUPTED
     return FAILED if count["failed"] else DONE
 

@@ -84,7 +84,7 @@ class Progress:
         if self._live:
             self._show()
         else:
-            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+            self._console.out(line)
 
     def _show(self) -> None:
         if not self._live:
