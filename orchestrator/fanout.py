@@ -1,7 +1,6 @@
 """Fan-out: trials -> results over the cluster. The only room that imports Ray; only workers load TensorFlow."""
 
 import contextlib
-import importlib
 import logging
 import os
 import tempfile
@@ -36,6 +35,12 @@ class Watch(Protocol):
     """Who is told what happens, in the order it happens, on one thread."""
 
     def started(self, trial_id: str) -> None: ...
+    def ready(self, unreadable: dict[int, str]) -> None:
+        """A worker has its node's cache open and is about to train. unreadable: row of the index -> reason."""
+
+    def refused(self, trial: Trial, why: str) -> None:
+        """A worker cannot train this trial: bad data, a model that does not fit, a full disk."""
+
     def epoch(self, trial_id: str, epoch: Epoch) -> None: ...
     def ended(self, result: Result) -> None: ...
 
@@ -81,34 +86,6 @@ def connect(resources: Resources) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def prepare(work: Work, cluster: Cluster, trials: Sequence[Trial]) -> dict[int, str]:
-    """Warm the workers up (TensorFlow, node cache) and try the model. Returns row -> reason for unreadable images.
-
-    Raises BadInput where the data, the model or a node's disk will not do.
-    """
-
-    @ray.remote(max_retries=TRIES - 1)
-    def warm_up(work: Work, trials: Sequence[Trial]) -> dict[int, str] | str:
-        trial = _trial_room(work)
-        try:
-            return trial.prepare(work, trials)
-        except BadInput as error:  # as text: another process need not know our exceptions
-            return str(error)
-
-    shared, few = ray.put(work), list(_distinct_sizes(trials))
-    warm = warm_up.options(
-        num_cpus=cluster.cpus_per_trial, num_gpus=cluster.gpus_per_trial, scheduling_strategy="SPREAD"
-    )
-    pending = [warm.remote(shared, few) for _ in range(min(cluster.slots, len(trials)))]
-    importlib.import_module("ray.tune")  # takes seconds, as the workers do: both at once
-
-    (first, *_), _ = ray.wait(pending)
-    answer = ray.get(first)
-    if isinstance(answer, str):
-        raise BadInput(answer)
-    return answer
-
-
 def fan_out(work: Work, cluster: Cluster, trials: Sequence[Trial], watch: Watch, stop: threading.Event) -> None:
     """Train every trial once, in the order given, and tell `watch`; return when all have ended or `stop` is set.
 
@@ -120,10 +97,14 @@ def fan_out(work: Work, cluster: Cluster, trials: Sequence[Trial], watch: Watch,
     by_id = {trial.id: trial for trial in trials}
 
     def train(config: dict[str, str], work: Work, by_id: dict[str, Trial]) -> None:
-        trial = _trial_room(work)
-        result = trial.run_trial(
-            by_id[config["trial"]], work, lambda epoch: tune.report({"epoch": epoch.model_dump_json()})
-        )
+        room, trial = _trial_room(work), by_id[config["trial"]]
+        try:
+            unreadable = room.prepare(trial, work)
+        except BadInput as error:
+            tune.report({"refused": str(error)})
+            return
+        tune.report({"ready": unreadable})  # returns when the driver has taken it, and may have stopped the run
+        result = room.run_trial(trial, work, lambda epoch: tune.report({"epoch": epoch.model_dump_json()}))
         tune.report({"result": result.model_dump_json()})
 
     class Unsaved:
@@ -143,17 +124,13 @@ def fan_out(work: Work, cluster: Cluster, trials: Sequence[Trial], watch: Watch,
                 watch.epoch(trial.config["trial"], Epoch.model_validate_json(result["epoch"]))
             elif "result" in result:
                 watch.ended(Result.model_validate_json(result["result"]))
+            elif "ready" in result:
+                watch.ready(result["ready"])
+            elif "refused" in result:
+                watch.refused(by_id[trial.config["trial"]], result["refused"])
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            planned = by_id[trial.config["trial"]]
-            watch.ended(
-                Result(
-                    trial_id=planned.id,
-                    status="failed",
-                    epochs=planned.milestones[-1],
-                    error=f"its worker died {TRIES} times: {_cause(trial)}",
-                )
-            )
+            watch.refused(by_id[trial.config["trial"]], f"its worker died {TRIES} times: {_cause(trial)}")
 
     class OnStop(Unsaved, Stopper):
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -190,15 +167,6 @@ def _trial_room(work: Work) -> Any:
 
     trial.use_threads(work.spec.resources.cpus_per_trial)
     return trial
-
-
-def _distinct_sizes(trials: Sequence[Trial]) -> Iterator[Trial]:
-    """One trial for each image size, so that each cache is built and the model tried on each."""
-    seen = set()
-    for trial in trials:
-        if (size := trial.values.get("image_size")) not in seen:
-            seen.add(size)
-            yield trial
 
 
 def _cause(trial: Any) -> str:

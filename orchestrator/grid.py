@@ -23,12 +23,12 @@ from orchestrator.dataset.index import Index, build_index, check_split, describe
 from orchestrator.errors import BadInput, exit_on_bad_input
 from orchestrator.lease import Lease, refuse_if_held
 from orchestrator.model import read_code
-from orchestrator.plan import Counts, Plan, as_tree, describe, differences, make_plan, many, remaining, standing
+from orchestrator.plan import Counts, Plan, Trial, as_tree, describe, differences, make_plan, many, remaining, standing
 from orchestrator.progress import Progress
 from orchestrator.result import Epoch, Result
 from orchestrator.run import BOARD, HISTORY, Run, Work
 from orchestrator.spec import AXIS_PATHS, Spec, load_spec, to_yaml
-from orchestrator.store import open_store
+from orchestrator.store import StoreError, open_store
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -100,46 +100,57 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
     """Train what remains, and write the tables while results land. Returns whether it was interrupted."""
     from orchestrator import fanout  # here, so that --plan and a finished run load no Ray
 
-    spec, run = work.spec, work.run
     if not takeover:
-        refuse_if_held(run.store)
-    with fanout.connect(spec.resources) as cluster, _signals(_raise_interrupt):
+        refuse_if_held(work.run.store)
+    with fanout.connect(work.spec.resources) as cluster, contextlib.ExitStack() as held:
         todo = remaining(plan, gathered.done)
         console.out(
-            f"{spec.name}: {many(len(plan.points), 'point')}, {many(len(todo), 'trial')} of {len(plan.trials)} to train, "
-            f"{cluster.slots} at once; run folder {run.store.uri}"
+            f"{work.spec.name}: {many(len(plan.points), 'point')}, {many(len(todo), 'trial')} of {len(plan.trials)} "
+            f"to train, {cluster.slots} at once; run folder {work.run.store.uri}"
         )
-        skipped = _skipped(work.index, fanout.prepare(work, cluster, todo), spec)
-        stop = threading.Event()
-        with Lease(run.store, stop.set, takeover) as lease:
-            gathered.take(run.read_results())  # another driver may have been at work until now
-            todo = remaining(plan, gathered.done)
-            run.write_plan(to_yaml(spec), plan.shared, [point.id for point in plan.points])
+
+        def begin(unreadable: Mapping[int, str]) -> None:
+            """The data and the model will do: take the run folder."""
+            skipped = _skipped(work.index, unreadable, work.spec)
+            gathered.lease = held.enter_context(Lease(work.run.store, gathered.stop.set, takeover))
+            gathered.take(work.run.read_results())  # another driver may have been at work until now
+            work.run.write_plan(to_yaml(work.spec), plan.shared, [point.id for point in plan.points])
             if skipped:
-                run.write_skipped(skipped)
+                work.run.write_skipped(skipped)
                 console.out(f"{many(len(skipped), 'file')} left out: listed in skipped.json")
+
+        gathered.begin = begin
+        gathered.progress = held.enter_context(Progress(plan, todo, work.spec.metric, cluster.slots, console))
+        with _signals(gathered.interrupt):
+            fanout.fan_out(work, cluster, todo, gathered, gathered.stop)
+        if gathered.refusal:
+            raise BadInput(gathered.refusal)
+        if gathered.lease and gathered.lease.lost:
+            raise BadInput(
+                f"another process took {work.run.store.uri} over: this one has stopped, and writes nothing more"
+            )
+        if gathered.lease:
             gathered.write()
-            with Progress(plan, todo, spec.metric, cluster.slots, console) as progress, _signals(stop.set):
-                gathered.lease, gathered.progress = lease, progress
-                fanout.fan_out(work, cluster, todo, gathered, stop)
-            if lease.lost:
-                raise BadInput(
-                    f"another process took {run.store.uri} over: this one has stopped, and writes nothing more"
-                )
-            gathered.write()
-    return stop.is_set()
+    return gathered.interrupted
 
 
 class _Gathered:
-    """What is known of the run so far: keeps the tables in the run folder up to date while results land."""
+    """What is known of the run so far: keeps the tables in the run folder up to date while results land.
+
+    Until the first worker is ready, nothing is written: then `begin` takes the run folder, or the run is refused.
+    """
 
     def __init__(self, run: Run, plan: Plan, results: Mapping[str, Result], spec: Spec) -> None:
         self._run, self._plan, self._spec = run, plan, spec
         self._results = dict(results)
         self._running: set[str] = set()
         self._next_write = 0.0
+        self.begin: Callable[[Mapping[int, str]], None]
+        self.progress: Progress
         self.lease: Lease | None = None
-        self.progress: Progress | None = None
+        self.refusal: str | None = None
+        self.stop = threading.Event()
+        self.interrupted = False
 
     @property
     def done(self) -> dict[str, int]:
@@ -149,10 +160,30 @@ class _Gathered:
     def take(self, results: Mapping[str, Result]) -> None:
         self._results.update(results)
 
+    def interrupt(self) -> None:
+        self.interrupted = True
+        self.stop.set()
+
     def started(self, trial_id: str) -> None:
         self._running.add(trial_id)
         self._write_if_due()
         self.progress.started(trial_id)
+
+    def ready(self, unreadable: Mapping[int, str]) -> None:
+        if self.lease is None and not self.stop.is_set():
+            try:
+                self.begin(unreadable)
+            except BadInput as error:
+                self.refusal = str(error)
+                self.stop.set()
+            self._write_if_due()
+
+    def refused(self, trial: Trial, why: str) -> None:
+        if self.lease is None:
+            self.refusal = why
+            self.stop.set()
+        else:
+            self.ended(Result(trial_id=trial.id, status="failed", epochs=trial.milestones[-1], error=why))
 
     def epoch(self, trial_id: str, epoch: Epoch) -> None:
         self.progress.epoch(trial_id, epoch)
@@ -168,19 +199,20 @@ class _Gathered:
         return leaderboard.build_board(self._plan, self._results, self._running, self._spec.metric, stopping)
 
     def write(self) -> None:
-        """Write the tables as they stand at the end, or before the start: nothing runs."""
+        """Write the tables as they stand when nothing runs."""
         self._running.clear()
-        self._write()
-
-    def _write(self) -> None:
         self._run.write_tables(self.board(), leaderboard.build_history(self._results))
 
     def _write_if_due(self) -> None:
         """A tenth of the time at most goes into the tables, however large they are."""
-        if time.monotonic() >= self._next_write and not self.lease.lost:
-            began = time.monotonic()
-            self._write()
-            self._next_write = time.monotonic() + 9 * (time.monotonic() - began)
+        if self.lease is None or self.lease.lost or time.monotonic() < self._next_write:
+            return
+        began = time.monotonic()
+        try:
+            self._run.write_tables(self.board(), leaderboard.build_history(self._results))
+        except StoreError as error:  # the results are safe, and the next write brings the tables up to date
+            self.progress.say(f"the leaderboard could not be written: {error}")
+        self._next_write = time.monotonic() + 9 * (time.monotonic() - began)
 
 
 def _read_spec(path: str | None, overrides: list[str]) -> Spec:

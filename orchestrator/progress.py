@@ -56,7 +56,7 @@ class Progress:
         )
         if better:
             self._best = (value, f"{label(trial.values, trial.seed)} epoch {epoch.epoch}")
-        self._say(
+        self.say(
             f"epoch {epoch.epoch}/{trial.milestones[-1]}  {label(trial.values, trial.seed)}  "
             f"val_accuracy {epoch.val_accuracy:.4f}  val_loss {epoch.val_loss:.4f}  loss {epoch.loss:.4f}  "
             f"{epoch.images_per_s:.0f} images/s"
@@ -69,7 +69,7 @@ class Progress:
         self._ended += 1
         self._failed += result.status == "failed"
         what = f"failed: {result.error}" if result.status == "failed" else "ok"
-        self._say(
+        self.say(
             f"trial {self._ended}/{self._ended + len(self._todo)} {what}  {label(trial.values, trial.seed)}  "
             f"{clock(self._left_s())} left"
         )
@@ -80,7 +80,8 @@ class Progress:
         left = [trial.forecast_s * (1 - done.get(i, 0.0)) * self._pace for i, trial in self._todo.items()]
         return max([sum(left) / self._slots, *left]) if left else 0.0
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """A line of the job log; a terminal has its table."""
         if self._live:
             self._show()
         else:

@@ -14,7 +14,7 @@ import resource
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -362,6 +362,7 @@ def _stopped(history: list[Epoch], stopping: EarlyStopping | None) -> bool:
     return history[-1].epoch - best.epoch >= stopping.patience
 
 
+_tried: set[str] = set()
 _caches: dict[tuple[str, tuple[int, int], str], Cache] = {}
 
 
@@ -373,18 +374,17 @@ def _cache(work: Work, image_size: tuple[int, int], resize: str) -> Cache:
     return _caches[key]
 
 
-def prepare(work: Work, trials: Sequence[Trial]) -> dict[int, str]:
-    """Have this node's caches ready before the first trial, and try the user's model: one trial for each image size.
+def prepare(trial: Trial, work: Work) -> dict[int, str]:
+    """Have this node's cache ready, building it if there is none, and try a user's model.
 
     Returns row -> reason for images that cannot be read. Raises BadInput.
     """
-    bad: dict[int, str] = {}
-    for trial in trials:
-        settings = settle(work.spec, trial.values)
-        bad.update(_cache(work, settings.data.image_size, settings.data.resize).bad)
-        if settings.model != "small_cnn":
-            models.build(settings.model, (*settings.data.image_size, 3), len(work.index.classes), settings.model_args)
-    return bad
+    settings = settle(work.spec, trial.values)
+    cache = _cache(work, settings.data.image_size, settings.data.resize)
+    if settings.model not in ("small_cnn", *_tried):
+        models.build(settings.model, (*settings.data.image_size, 3), len(work.index.classes), settings.model_args)
+        _tried.add(settings.model)
+    return cache.bad
 
 
 def _last_line(error: BaseException) -> str:
