@@ -62,12 +62,14 @@ def main(
 def orchestrate(spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, takeover: bool) -> int:
     """The whole line. Returns the exit status: 0 all ok, 1 some point failed, 130 interrupted. Raises BadInput."""
     images = open_store(spec.data.uri)
+    images.check()
     index = build_index(images, spec.data)
     code = read_code(spec.model, [axis for axis in spec.axes if axis not in AXIS_PATHS])
     counts = Counts(int((~index.validation).sum()), int(index.validation.sum()))
     plan = make_plan(spec, counts, index.digest, code, share_epochs)
 
     run = Run(open_store(f"{spec.output.rstrip('/')}/{spec.name}", create=True))
+    run.store.check()
     before = run.read_plan()
     if before and (changed := differences(before["shared"], plan.shared)):
         raise BadInput(
@@ -230,7 +232,7 @@ def _describe_index(index: Index, counts: Counts, uri: str) -> str:
     sizes = ", ".join(f"{name} {count}" for name, count in zip(index.classes, np.bincount(index.labels), strict=True))
     left_out = "".join(
         f"; {count} {what}"
-        for count, what in ((len(index.bad), "skipped"), (index.ignored, "beside the class folders"))
+        for count, what in ((len(index.bad), "skipped"), (index.ignored, "other files ignored"))
         if count
     )
     return (
