@@ -1,0 +1,237 @@
+"""The main command end to end: real Ray, real workers, folders and a real object store."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from images import class_folder, fill
+
+from orchestrator.store import open_store
+
+GRID = "grid={batch_size: [32, 64], epochs: [1, 2], dropout: [0.0, 0.5]}"
+SMALL = "grid={batch_size: [64], epochs: [1]}"
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "orchestrator.grid", *args]
+
+
+def grid(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end as a user would, away from any checkout."""
+    return subprocess.run(command(*args), cwd=cwd, text=True, capture_output=True, timeout=300, check=False)
+
+
+def write_folder(folder: Path, counts: dict[str, int]) -> Path:
+    """A folder of pictures, `counts` of each class."""
+    fill(open_store(str(folder), create=True), class_folder(counts))
+    return folder
+
+
+def board(run: Path) -> pd.DataFrame:
+    return pd.read_parquet(run / "leaderboard.parquet")
+
+
+def results(run: Path) -> dict[str, int]:
+    """Result files and when each was written."""
+    return {path.name: path.stat().st_mtime_ns for path in (run / "trials").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run of eight points, and what the command printed."""
+    cwd = tmp_path_factory.mktemp("finished")
+    done = grid("--set", GRID, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return cwd / "runs" / "shirts", done.stdout
+
+
+def test_every_point_is_one_row_and_ok(finished: tuple[Path, str]) -> None:
+    """Eight points, ranked, with what each cost; pandas, polars and DuckDB read the same."""
+    run, _ = finished
+    table = board(run)
+    assert list(table["rank"]) == list(range(1, 9))
+    assert set(table.status) == {"ok"}
+    assert table.val_accuracy.is_monotonic_decreasing
+    assert set(zip(table.batch_size, table.epochs, table.dropout, strict=True)) == {
+        (b, e, d) for b in (32, 64) for e in (1, 2) for d in (0.0, 0.5)
+    }
+    assert set(table.steps_per_epoch) == {30, 15}
+    assert (table.epochs_trained == table.epochs).all()
+    file = run / "leaderboard.parquet"
+    assert pl.read_parquet(file)["point_id"].to_list() == list(table.point_id)
+    assert duckdb.sql(f"select point_id from '{file}' order by rank").df().point_id.tolist() == list(table.point_id)
+    assert json.loads(pq.read_schema(file).metadata[b"orchestrator"])["schema_version"] == 1
+
+
+def test_points_that_differ_only_in_epochs_share_a_trial(finished: tuple[Path, str]) -> None:
+    """Four trials for eight points; the history has a row for each trial and epoch."""
+    run, _ = finished
+    assert board(run).trial_id.nunique() == 4
+    history = pd.read_parquet(run / "history.parquet")
+    assert len(history) == 8
+    assert history.groupby("trial_id").epoch.apply(list).tolist() == [[1, 2]] * 4
+
+
+def test_a_job_log_is_plain_lines(finished: tuple[Path, str]) -> None:
+    """No colours, no Ray chatter; one line for each epoch and trial, the best ten, and the command that opens them."""
+    run, out = finished
+    assert "\x1b" not in out
+    assert "ray" not in out.lower().replace("array", "")
+    assert sum(line.startswith("epoch ") for line in out.splitlines()) == 8
+    assert sum(line.startswith("trial ") for line in out.splitlines()) == 4
+    assert f"python -m orchestrator.leaderboard {run}" in out
+    assert "8 of 8 points ok" in out
+
+
+def test_the_same_command_again_trains_nothing(finished: tuple[Path, str]) -> None:
+    """It prints the same board, and no result is written anew."""
+    run, _ = finished
+    before = results(run)
+    again = grid("--set", GRID, "--json", cwd=run.parent.parent)
+    assert again.returncode == 0, again.stderr
+    assert [row["point_id"] for row in json.loads(again.stdout)] == list(board(run).point_id)
+    assert results(run) == before
+    assert not (run / "owner.json").exists()
+
+
+def test_a_grid_that_grew_trains_only_the_new_points(finished: tuple[Path, str]) -> None:
+    """Another seed, and another axis with the old default among its values: what is trained stays."""
+    run, _ = finished
+    before = results(run)
+    bigger = [
+        *("--set", "grid={batch_size: [32, 64], epochs: [1, 2], dropout: [0.0], learning_rate: [0.001, 0.01]}"),
+        *("--set", "seeds=[0, 7]"),
+    ]
+    plan = grid(*bigger, "--plan", "--json", cwd=run.parent.parent)
+    assert json.loads(plan.stdout)["standing"] == {"done": 4, "missing": 0, "new": 12}
+    grown = grid(*bigger, cwd=run.parent.parent)
+    assert grown.returncode == 0, grown.stderr
+    after = results(run)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 6
+    assert len(board(run)) == 16
+    assert set(board(run).status) == {"ok"}
+
+
+def test_a_killed_driver_loses_no_finished_trial(tmp_path: Path) -> None:
+    """SIGKILL after the first finished trial; the same command finishes the rest and trains nothing twice."""
+    args = command("--set", GRID)
+    with subprocess.Popen(args, cwd=tmp_path, text=True, stdout=subprocess.PIPE) as driver:
+        next(line for line in driver.stdout if line.startswith("trial 1/"))
+        driver.kill()
+    run = tmp_path / "runs" / "shirts"
+    before = results(run)
+    assert 1 <= len(before) < 4
+    assert len(board(run)) == 8
+    again = grid("--set", GRID, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    after = results(run)
+    assert {name: after[name] for name in before} == before
+    assert board(run).point_id.is_unique
+    assert list(board(run).status) == ["ok"] * 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C or SIGTERM: the board is up to date, the exit status is 130, and the line printed resumes."""
+    args = command("--set", "grid={batch_size: [8], epochs: [1, 500]}")
+    with subprocess.Popen(args, cwd=tmp_path, text=True, stdout=subprocess.PIPE) as driver:
+        next(line for line in driver.stdout if line.startswith("epoch 2/"))
+        driver.send_signal(number)
+        out = driver.stdout.read()
+        assert driver.wait(60) == 130
+    assert "interrupted: python -m orchestrator.grid --set" in out
+    assert "goes on from here" in out
+    run = tmp_path / "runs" / "shirts"
+    assert set(board(run).status) == {"pending"}
+    assert not (run / "owner.json").exists()
+
+
+def test_a_failed_point_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
+    """Exit status 1; the board says which failed and why; the next run tries it again."""
+    args = ("--set", "grid={learning_rate: [0.001, 1e30], epochs: [1]}", "--set", "train.optimizer=sgd")
+    done = grid(*args, cwd=tmp_path)
+    assert done.returncode == 1
+    table = board(tmp_path / "runs" / "shirts")
+    assert list(table.status) == ["ok", "failed"]
+    assert table.error[1].startswith("Diverged: the loss became")
+    assert pd.isna(table["rank"][1])
+    plan = grid(*args, "--plan", "--json", cwd=tmp_path)
+    assert json.loads(plan.stdout)["standing"] == {"done": 1, "missing": 1, "new": 0}
+
+
+def test_unreadable_images_are_named_before_anything_is_written(tmp_path: Path) -> None:
+    """Exit status 2, one line with the files' names and the way to skip them; skipping lists them in the run folder."""
+    images = write_folder(tmp_path / "pets", {"cat": 12, "dog": 12})
+    (images / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and nothing more")
+    args = ("--data", str(images), "--set", SMALL, "--name", "pets")
+    refused = grid(*args, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "cat/broken.jpg" in refused.stderr
+    assert "--set data.on_bad_image=skip" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+    skipped = grid(*args, "--set", "data.on_bad_image=skip", cwd=tmp_path)
+    assert skipped.returncode == 0, skipped.stderr
+    assert [bad["key"] for bad in json.loads((tmp_path / "runs/pets/skipped.json").read_text())] == ["cat/broken.jpg"]
+
+
+def test_a_users_model_is_trained_or_refused(tmp_path: Path) -> None:
+    """Its own arguments are axes; a wrong output shape is one line and exit status 2, before anything is written."""
+    (tmp_path / "mine.py").write_text(
+        "import keras\n"
+        "def wide(input_shape, classes, width=4):\n"
+        "    image = keras.Input(input_shape)\n"
+        "    x = keras.layers.Dense(width)(keras.layers.Flatten()(image))\n"
+        "    return keras.Model(image, keras.layers.Dense(1, activation='sigmoid')(x))\n"
+        "def wrong(input_shape, classes):\n"
+        "    image = keras.Input(input_shape)\n"
+        "    return keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(image)))\n"
+    )
+    wrong = grid("--set", "model=mine:wrong", "--set", SMALL, cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "must build a Keras model with output shape (None, 1)" in wrong.stderr
+    assert not (tmp_path / "runs").exists()
+    right = grid("--set", "model=mine:wide", "--set", "grid={width: [4, 8], epochs: [1]}", cwd=tmp_path)
+    assert right.returncode == 0, right.stderr
+    assert sorted(board(tmp_path / "runs" / "shirts").width) == [4, 8]
+
+
+def test_more_than_two_classes_train_a_softmax(tmp_path: Path) -> None:
+    """Three folders, three classes; accuracies are fractions of all images."""
+    images = write_folder(tmp_path / "pets", {"cat": 10, "dog": 10, "fish": 10})
+    done = grid("--data", str(images), "--set", SMALL, "--set", "data.image_size=32", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    accuracy = board(tmp_path / "runs" / "shirts").val_accuracy[0] * 6
+    assert accuracy == pytest.approx(round(accuracy), abs=1e-6)
+
+
+def test_a_grid_from_bucket_to_bucket(bucket: str, tmp_path: Path) -> None:
+    """Images read from object storage, the run folder written there; the board is read from there too."""
+    fill(open_store(f"{bucket}/pets"), class_folder({"cat": 12, "dog": 12}))
+    args = ("--data", f"{bucket}/pets/", "--output", f"{bucket}/runs", "--set", SMALL, "--set", "data.image_size=32")
+    done = grid(*args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "runs").exists()
+    shown = subprocess.run(
+        [sys.executable, "-m", "orchestrator.leaderboard", f"{bucket}/runs/shirts", "--format", "json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (row,) = json.loads(shown.stdout)
+    assert row["status"] == "ok"
+    again = grid(*args, cwd=tmp_path)
+    assert again.returncode == 0
+    assert "to train" not in again.stdout
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in done.stdout + again.stdout
