@@ -4,6 +4,7 @@ The core is pure: `build_board` and `build_history` make the tables, `rank` orde
 """
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -11,10 +12,12 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.errors import BadInput, exit_on_bad_input
 from orchestrator.plan import Plan, Point
@@ -143,12 +146,16 @@ def read_board(uri: str) -> pa.Table:
             f"`python -m orchestrator.grid` printed"
         ) from None
     try:
-        return pq.read_table(pa.BufferReader(data))
-    except pa.ArrowInvalid as error:
+        # not read_table: its threads may still hold `data` when Python ends, which aborts the process now and then
+        board = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+    except (pa.ArrowException, OSError) as error:
         raise BadInput(
-            f"{name} in {folder} must be a Parquet file: {str(error).splitlines()[0]}; "
+            f"{name} in {folder} must be a Parquet file: {_one_line(str(error))[:200]}; "
             f"run the grid again to write it anew"
         ) from None
+    if missing := [column for column in COLUMNS if column not in board.column_names]:
+        raise BadInput(f"{name} in {folder} must be a leaderboard, and has no column {missing[0]}")
+    return board
 
 
 def sort_board(board: pa.Table, column: str) -> pa.Table:
@@ -160,8 +167,11 @@ def sort_board(board: pa.Table, column: str) -> pa.Table:
 
 
 def facts(board: pa.Table) -> dict[str, Any]:
-    """What the table says of itself: schema_version, axes, metric."""
-    return json.loads((board.schema.metadata or {}).get(b"orchestrator", b'{"axes": [], "metric": "val_accuracy"}'))
+    """What the table says of itself: schema_version, axes, metric; told from its columns if another tool wrote it."""
+    if text := (board.schema.metadata or {}).get(b"orchestrator"):
+        return json.loads(text)
+    axes = [name for name in board.column_names if name not in COLUMNS]
+    return {"schema_version": SCHEMA_VERSION, "axes": axes, "metric": "val_accuracy"}
 
 
 def as_rich(board: pa.Table, title: str | None = None) -> Table:
@@ -190,7 +200,8 @@ def as_rich(board: pa.Table, title: str | None = None) -> Table:
             name, justify="left" if name in ("status", "error") else "right", no_wrap=name != "error", overflow="fold"
         )
     for row in board.to_pylist():
-        table.add_row(*(_cell(row[name], name) for name in shown), *([row["error"] or ""] if failed else []))
+        cells = [*(_cell(row[name], name) for name in shown), *([_one_line(row["error"] or "")] if failed else [])]
+        table.add_row(*map(Text, cells))  # Text: a cell's [brackets] are no markup
     return table
 
 
@@ -207,26 +218,28 @@ def _cell(value: Any, name: str) -> str:
             if name.endswith(("accuracy", "loss"))
             else f"{value:g}"
         )
-    return str(value)
+    return _one_line(str(value))
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks and what else moves a terminal's cursor or changes its colours."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
 
 
 def as_markdown(board: pa.Table) -> str:
     names = [name for name in board.column_names if name not in ("point_id", "trial_id", "node", "device")]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in board.select(names).to_pylist():
-        lines.append("| " + " | ".join(_cell(row[n], n).replace("|", "\\|").replace("\n", " ") for n in names) + " |")
+        cells = (re.sub(r"([\\|<\[*`])", r"\\\1", _cell(row[name], name)) for name in names)
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def as_csv(board: pa.Table) -> str:
-    import csv
-    import io
-
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(board.column_names)
-    writer.writerows(["" if v is None else v for v in row.values()] for row in _rows(board))
-    return out.getvalue().rstrip("\n")
+    """Texts stand in quotes, line breaks and all; an empty cell does not."""
+    sink = pa.BufferOutputStream()
+    pa.csv.write_csv(board, sink)
+    return sink.getvalue().to_pybytes().decode().removesuffix("\n")
 
 
 def _rows(board: pa.Table) -> list[dict[str, Any]]:
@@ -265,7 +278,7 @@ def console(stderr: bool = False) -> Console:
     """A terminal's own width; wide and without colours where output goes to a file or a job log."""
     stream = sys.stderr if stderr else sys.stdout
     plain = {} if stream.isatty() else {"width": 200, "color_system": None, "force_terminal": False}
-    return Console(file=stream, **plain)
+    return Console(file=stream, highlight=False, markup=False, **plain)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def refuse_if_held(store: Store) -> None:
     deadline = time.monotonic() + STALE_S
     waited = threading.Event()
     while time.monotonic() < deadline:
-        waited.wait(1.0)
+        waited.wait(RENEW_S / 5)
         if (seen := _read(store)[1]) != version:
             if not seen:
                 return

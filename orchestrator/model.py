@@ -1,14 +1,15 @@
 """Model: the small CNN, and finding a user's own. Loads Keras only when a model is built."""
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import BadInput
@@ -64,7 +65,7 @@ class Code:
 
     Attributes:
         digest: SHA-256 of the source.
-        defaults: Argument -> default, of those beside input_shape and classes whose default is a plain value.
+        defaults: Argument -> default, of those beside input_shape and classes whose default is a plain value or None.
     """
 
     digest: str
@@ -79,11 +80,13 @@ def read_code(name: str, axes: Sequence[str]) -> Code:
     """
     module, function = _split(name)
     path = _find(module, name)
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         tree = ast.parse(text)
     except SyntaxError as error:
         raise BadInput(f"model {name}: {path} line {error.lineno} is not Python: {error.msg}") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"model {name}: {path} must be a Python file in UTF-8: {error}") from None
     found = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     if function not in found:
         names = ", ".join(n for n in found if not n.startswith("_")) or "none"
@@ -103,8 +106,20 @@ def read_code(name: str, axes: Sequence[str]) -> Code:
                     f"grid.{axis} must be an argument of the model {name} ({', '.join(own) or 'it has none'}), "
                     f"image_size, or a field of train or augment: rename or remove it"
                 )
+    for needed in _required(arguments):
+        if needed not in ("input_shape", "classes", *axes):
+            raise BadInput(
+                f"model {name} must be given the argument {needed}, which has no default: "
+                f"make it an axis of the grid, or give it a default"
+            )
     own_code = ast.get_source_segment(text, found[function]) if name == "small_cnn" else text
     return Code(hashlib.sha256((own_code or text).encode()).hexdigest(), _plain_defaults(arguments))
+
+
+def _required(arguments: ast.arguments) -> list[str]:
+    positional = [*arguments.posonlyargs, *arguments.args]
+    keyword = [a for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if d is None]
+    return [a.arg for a in (*positional[: len(positional) - len(arguments.defaults)], *keyword)]
 
 
 def _plain_defaults(arguments: ast.arguments) -> dict[str, Any]:
@@ -112,7 +127,13 @@ def _plain_defaults(arguments: ast.arguments) -> dict[str, Any]:
         *zip(reversed(arguments.args), reversed(arguments.defaults), strict=False),
         *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
     ]
-    return {a.arg: d.value for a, d in reversed(pairs) if isinstance(d, ast.Constant) and isinstance(d.value, Scalar)}
+    plain = {}
+    for argument, default in pairs:
+        with contextlib.suppress(ValueError, TypeError):  # not a literal
+            value = ast.literal_eval(default)
+            if default is not None and isinstance(value, Scalar | None):
+                plain[argument.arg] = value
+    return plain
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -125,11 +146,17 @@ def _find(module: str, name: str) -> Path:
         return Path(__file__)
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    top, *below = module.split(".")
     try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
+        found = importlib.util.find_spec(top)
+    except ValueError:  # a module without a spec, such as __main__
         found = None
-    origin = (found or SimpleNamespace(origin=None)).origin
+    dotted = top
+    for part in below:  # by hand: find_spec of "a.b" would import a, and run whatever it does
+        dotted += f".{part}"
+        places = found.submodule_search_locations if found else None
+        found = PathFinder.find_spec(dotted, places) if places else None
+    origin = found.origin if found else None
     if not origin or not origin.endswith(".py"):
         raise BadInput(
             f"model must name a module that can be imported, got {name}: there is no {module} in the current "

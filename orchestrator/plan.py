@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import BadInput
@@ -91,8 +91,10 @@ def make_plan(spec: Spec, counts: Counts, index_digest: str, code: Code, share_e
     """
     axes = spec.axes
     paths = {name: axis_path(name) for name in axes}
-    defaults = {name: _default(spec, code, name) for name in axes}
-    model_args = {axis_path(name): value for name, value in code.defaults.items() if name not in axes}
+    defaults = _defaults(spec, code)
+    model_args = {
+        axis_path(name): value for name, value in code.defaults.items() if name not in axes and name not in AXIS_PATHS
+    }
     shared = {**shared_settings(spec), **model_args, "index": index_digest, "model source": code.digest}
     fixed = [f"{path}={canonical(value)}" for path, value in shared.items()]
     points: list[Point] = []
@@ -100,7 +102,9 @@ def make_plan(spec: Spec, counts: Counts, index_digest: str, code: Code, share_e
     milestones: dict[str, list[int]] = {}
     owners: dict[str, tuple[Mapping[str, Any], int]] = {}
     for given, where in _combinations(spec):
-        values = {name: given.get(name, defaults[name]) for name in axes}
+        if len(given) < len(axes) and (unknown := [name for name in axes if name not in {**defaults, **given}]):
+            raise BadInput(f"{where} must name {unknown[0]}, to which the model {spec.model} gives no plain default")
+        values = {name: given[name] if name in given else defaults[name] for name in axes}
         epochs = values.get("epochs", spec.train.epochs)
         own = [f"{paths[name]}={canonical(value)}" for name, value in values.items() if name != "epochs"]
         for seed in spec.seeds:
@@ -113,15 +117,20 @@ def make_plan(spec: Spec, counts: Counts, index_digest: str, code: Code, share_e
                 )
             seen[point_id] = where
             points.append(Point(point_id, trial_id, values, seed, epochs))
-            milestones.setdefault(trial_id, []).append(epochs)
-            owners.setdefault(trial_id, ({k: v for k, v in values.items() if k != "epochs"}, seed))
+            if trial_id not in owners:
+                owners[trial_id] = {k: v for k, v in values.items() if k != "epochs"}, seed
+                milestones[trial_id] = []
+            milestones[trial_id].append(epochs)
     if not points:
         raise BadInput("exclude takes out every point of the grid: nothing is left to train")
+    epoch_s: dict[tuple[Any, ...], float] = {}  # by the values that a forecast depends on
     trials = []
     for trial_id, epochs in milestones.items():
         values, seed = owners[trial_id]
-        trial = Trial(trial_id, values, seed, tuple(sorted(epochs)), 0.0)
-        trials.append(replace(trial, forecast_s=forecast_s(settle(spec, values), counts) * max(epochs)))
+        key = tuple(values.get(name) for name in ("batch_size", "image_size", "precision"))
+        if key not in epoch_s:
+            epoch_s[key] = forecast_s(settle(spec, values), counts)
+        trials.append(Trial(trial_id, values, seed, tuple(sorted(epochs)), epoch_s[key] * max(epochs)))
     trials.sort(key=lambda trial: -trial.forecast_s)
     return Plan(axes, tuple(points), tuple(trials), counts, shared)
 
@@ -154,7 +163,7 @@ def describe(plan: Plan, name: str, index: str, folder: str, standing: Mapping[s
     wall_s = max([worker_s / slots, *(trial.forecast_s for trial in plan.trials)])
     shared = "" if plan.epochs_asked == plan.epochs_trained else " (points that differ only in epochs share a trial)"
     lines = [
-        f"{name}: {len(plan.points)} points, {len(plan.trials)} trials",
+        f"{name}: {many(len(plan.points), 'point')}, {many(len(plan.trials), 'trial')}",
         f"  images  {index}",
         f"  steps   an epoch: {steps}",
         f"  epochs  {plan.epochs_asked} asked for, {plan.epochs_trained} trained{shared}",
@@ -211,6 +220,11 @@ def label(values: Mapping[str, Any], seed: int) -> str:
     return " ".join([*parts, *([f"seed={seed}"] if seed else [])]) or "every setting as in the spec"
 
 
+def many(count: int, noun: str) -> str:
+    """1 point, 2 points."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def clock(seconds: float) -> str:
     """Seconds as a person says them: 40 s, 3 min 05 s, 2 h 10 min."""
     minutes, seconds = divmod(round(seconds), 60)
@@ -263,11 +277,9 @@ def _combinations(spec: Spec) -> Iterator[tuple[dict[str, Any], str]]:
         )
 
 
-def _default(spec: Spec, code: Code, name: str) -> Any:
-    if name in AXIS_PATHS:
-        section, field = AXIS_PATHS[name]
-        return getattr(getattr(spec, section), field)
-    return code.defaults.get(name)
+def _defaults(spec: Spec, code: Code) -> dict[str, Any]:
+    """What an axis stands at in a point that leaves it out."""
+    return code.defaults | {name: getattr(getattr(spec, part), field) for name, (part, field) in AXIS_PATHS.items()}
 
 
 def _digest(text: str) -> str:

@@ -3,9 +3,11 @@
 import difflib
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -64,8 +66,8 @@ class EarlyStopping(Section):
 class Train(Section):
     """How one trial trains."""
 
-    batch_size: int = Field(32, ge=1)
-    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(32, ge=1, lt=2**31)
+    epochs: int = Field(10, ge=1, lt=2**31)
     optimizer: Literal["adam", "adamw", "nadam", "rmsprop", "sgd", "adagrad"] = "adam"
     learning_rate: float = Field(0.001, gt=0)
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
@@ -87,7 +89,7 @@ class Spec(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     data: Data
     augment: Augment = Augment()
-    model: str = Field("small_cnn", pattern=r"^(small_cnn|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")
+    model: str = Field("small_cnn", pattern=r"^(small_cnn|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$")
     train: Train = Train()
     grid: dict[str, list[Any]] = {}
     points: list[dict[str, Any]] = []
@@ -125,7 +127,14 @@ AXIS_PATHS: dict[str, tuple[str, str]] = {
     **{name: ("train", name) for name in Train.model_fields if name not in ("early_stopping", "checkpoint_every_s")},
 }
 _SECTIONS: dict[str, type[Section]] = {"data": Data, "augment": Augment, "train": Train}
-_RESERVED_AXES = {"seed", "rank", "point_id", "trial_id", "status", "error", "node", "device", "input_shape", "classes"}
+# Names that an axis cannot have: fields of train that are none, what every model function takes, keys of the plan as
+# JSON, columns of the leaderboard.
+_RESERVED_AXES = (
+    {"early_stopping", "checkpoint_every_s", "input_shape", "classes", "id", "milestones", "forecast_s"}
+    | {"rank", "point_id", "trial_id", "status", "seed", "val_accuracy", "val_loss", "accuracy", "loss", "best_epoch"}
+    | {"best_val_accuracy", "epochs_trained", "steps_per_epoch", "train_s", "images_per_s", "peak_memory_mb"}
+    | {"device", "node", "error", "started_at", "finished_at"}
+)
 
 
 def axis_path(name: str) -> str:
@@ -177,10 +186,10 @@ def load_spec(text: str, overrides: Sequence[str] = (), source: str = "spec") ->
         raise BadInput(f"{source} must be a mapping with the keys {', '.join(Spec.model_fields)}, got {_show(tree)}")
     for override in overrides:
         path, equals, value = override.partition("=")
-        keys = path.strip().split(".")
-        if not equals or not all(keys):
-            raise BadInput(f"--set must look like PATH=VALUE (say train.learning_rate=0.01), got {override!r}")
-        _put(tree, keys, _parse(value, f"--set {path}"), override)
+        path = path.strip()
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
+            raise BadInput(f"--set must look like PATH=VALUE (say train.learning_rate=0.01), got {_show(override)}")
+        _put(tree, path.split("."), _parse(value, f"--set {path}"))
     return validate(tree)
 
 
@@ -217,7 +226,7 @@ def canonical(value: Any) -> str:
 
 
 def _check_axis(name: str, values: list[Any]) -> list[Any]:
-    path = f"grid.{name}"
+    path = f"grid.{_key(name)}"
     if not values:
         raise BadInput(f"{path} must hold at least one value, got an empty list: add values or remove the axis")
     checked = [_check_value(name, value, f"{path}[{i}]") for i, value in enumerate(values)]
@@ -232,26 +241,32 @@ def _check_axis(name: str, values: list[Any]) -> list[Any]:
 def _check_point(path: str, point: Mapping[str, Any]) -> dict[str, Any]:
     if not point:
         raise BadInput(f"{path} must name at least one axis, such as {{batch_size: 16, epochs: 10}}, got {{}}")
-    return {name: _check_value(name, value, f"{path}.{name}") for name, value in point.items()}
+    return {name: _check_value(name, value, f"{path}.{_key(name)}") for name, value in point.items()}
 
 
 def _check_value(name: str, value: Any, path: str) -> Any:
     if name in AXIS_PATHS:
-        section, field = AXIS_PATHS[name]
-        info = _SECTIONS[section].model_fields[field]
-        adapter = TypeAdapter(Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation)
         try:
-            return adapter.validate_python(value, strict=True)
+            return _adapter(name).validate_python(value)
         except ValidationError as error:
             raise BadInput(_explain(error, path)) from None
     if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in _RESERVED_AXES:
         raise BadInput(
-            f"{path}: {name!r} cannot be an axis: it must be a field of augment or train, image_size, or "
-            f"an argument of the model function{_did_you_mean(name, AXIS_PATHS)}"
+            f"{path}: {_show(name)} cannot be an axis{_did_you_mean(name, AXIS_PATHS)}: axes are "
+            f"{', '.join(AXIS_PATHS)}, and the arguments of the model function"
         )
     if not isinstance(value, get_args(Scalar)) or (isinstance(value, float) and not math.isfinite(value)):
         raise BadInput(f"{path} must be a number, a text or true/false, got {_show(value)}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:  # what a column of the leaderboard can hold
+        raise BadInput(f"{path} must be a whole number of at most 64 bits, got {_show(value)}")
     return value
+
+
+@cache
+def _adapter(axis: str) -> TypeAdapter:
+    section, field = AXIS_PATHS[axis]
+    info = _SECTIONS[section].model_fields[field]
+    return TypeAdapter(Annotated[info.annotation, *info.metadata, None], config=Section.model_config)
 
 
 def _first_repeat(values: Sequence[Any]) -> tuple[int, Any] | None:
@@ -266,23 +281,27 @@ def _first_repeat(values: Sequence[Any]) -> tuple[int, Any] | None:
 def _explain(error: ValidationError, prefix: str = "") -> str:
     """The first problem as one line: what it must be, what it was."""
     problems = error.errors(include_url=False)
-    first = problems[0]
+    # a misspelt key first: it is why another is missing
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    context = first.get("ctx", {})
+    kind = first["type"]
+    loc = first["loc"]
+    if kind == "missing" and loc and isinstance(loc[-1], int):  # [64], where [64, 64] must be
+        loc, kind = loc[:-1], "tuple_type"
     path = prefix
-    for part in first["loc"]:
+    for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"
         elif not part.startswith(("function-", "literal[", "constrained-", "tuple[")) and part != "float":
-            path += f".{part}" if path else part
-    context = first.get("ctx", {})
-    kind = first["type"]
+            path += f".{_key(part)}" if path else _key(part)
     got = _show(first["input"])
     if kind == "extra_forbidden":
         section: Any = {"data": Data, "augment": Augment, "train": Train, "resources": Resources}.get(
-            str(first["loc"][0]) if len(first["loc"]) > 1 else "", Spec
+            str(loc[0]) if len(loc) > 1 else "", Spec
         )
-        section = EarlyStopping if "early_stopping" in first["loc"][:-1] else section
+        section = EarlyStopping if "early_stopping" in loc[:-1] else section
         line = (
-            f"{path} is not a known key{_did_you_mean(str(first['loc'][-1]), section.model_fields)}; "
+            f"{path} is not a known key{_did_you_mean(str(loc[-1]), section.model_fields)}; "
             f"known: {', '.join(section.model_fields)}"
         )
     elif kind == "missing":
@@ -319,9 +338,9 @@ def _must_be(kind: str, context: Mapping[str, Any]) -> str:
         return "a non-empty text"
     if kind == "string_pattern_mismatch" and "small_cnn" not in context["pattern"]:
         return "letters, digits, '.', '_' and '-' (at most 100, the first a letter or digit)"
-    for op, word in (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than")):
+    for op, word in (("ge", "of at least"), ("gt", "above"), ("le", "of at most"), ("lt", "below")):
         if op in context:
-            return f"{word} {context[op]}"
+            return f"{'a whole number' if isinstance(context[op], int) else 'a number'} {word} {canonical(context[op])}"
     return whole.get(kind, f"valid ({kind})")
 
 
@@ -330,28 +349,73 @@ def _did_you_mean(name: str, known: Any) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+class _Brief(reprlib.Repr):
+    """A short repr in YAML's words, at a small price even where aliases make the value huge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 80, 80
+
+    def repr1(self, x: Any, level: int) -> str:
+        if x is None or isinstance(x, bool):
+            return "null" if x is None else str(x).lower()
+        if isinstance(x, int) and abs(x) >= 2**63:
+            return f"a number of {x.bit_length()} bits"
+        return super().repr1(x, level)
+
+
 def _show(value: Any) -> str:
-    text = repr(value)
+    text = _Brief().repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _put(tree: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+def _key(name: str) -> str:
+    """A key as it stands in a path: quoted where that must be, so that a message stays one line."""
+    return name if re.fullmatch(r"[\w.-]{1,60}", name) else _show(name)
+
+
+def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     for depth, key in enumerate(keys[:-1]):
         if tree.get(key) is None:
             tree[key] = {}
         tree = tree[key]
         if not isinstance(tree, dict):
-            raise BadInput(f"--set {override}: {'.'.join(keys[: depth + 1])} is not a mapping: set it as a whole")
+            raise BadInput(
+                f"--set {'.'.join(keys)}: {'.'.join(keys[: depth + 1])} must be a mapping, got {_show(tree)}: "
+                f"set it as a whole"
+            )
     tree[keys[-1]] = value
 
 
+_UNUSED_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "merge", "value")}
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses repeated keys and reads 1e-3 as a number, as everybody expects."""
+    """Plain YAML: no tags, no merged mappings, no repeated keys; 1e-3 is a number and 2024-01-31 a text."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, regexp) for tag, regexp in resolvers if tag not in _UNUSED_TAGS]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if tag := getattr(event, "tag", None):
+            raise yaml.MarkedYAMLError(problem=f"the tag {tag!r} has no place here", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if repeated := _first_repeat(keys):
-            raise BadInput(f"line {node.start_mark.line + 1}: the key {repeated[1]!r} stands twice: keep one")
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:str":
+                got = key.value if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
+                problem = f"a key must be a text, got {got}: put it in quotes"
+            elif key.value in seen:
+                problem = f"the key {_show(key.value)} stands twice: keep one"
+            else:
+                seen.add(key.value)
+                continue
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -368,5 +432,3 @@ def _parse(text: str, source: str) -> Any:
         where = f", line {mark.line + 1} column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise BadInput(f"{source} must be YAML{where}: {problem}") from None
-    except BadInput as error:
-        raise BadInput(f"{source}, {error}") from None

@@ -1,0 +1,362 @@
+"""leaderboard: the ranked table, how other tools open it, and the command that prints it."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import pandas
+import polars
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.errors import BadInput
+from orchestrator.leaderboard import (
+    COLUMNS,
+    SCHEMA_VERSION,
+    as_csv,
+    as_json,
+    as_markdown,
+    as_rich,
+    build_board,
+    build_history,
+    console,
+    facts,
+    read_board,
+    sort_board,
+)
+from orchestrator.model import Code
+from orchestrator.plan import Counts, Plan, make_plan
+from orchestrator.result import Epoch, Result
+from orchestrator.run import Run
+from orchestrator.spec import EarlyStopping, load_spec
+from orchestrator.store import open_store
+
+HOSTILE = "[red]boom[/red] | a \\| b\nsecond `line` <script>\x1b[31m\x1b[2J\x9b1m\r* [link](http://x)\t\u2028end"
+
+
+def planned(**spec: object) -> Plan:
+    tree = {"name": "cats", "data": {"uri": "images"}, "grid": {"batch_size": [5, 10, 20]}} | spec
+    return make_plan(load_spec(yaml.safe_dump(tree)), Counts(100, 20), "i", Code("c", {"dropout": 0.0}))
+
+
+def result(trial_id: str, accuracies: list[float], losses: list[float] | None = None, **more: object) -> Result:
+    """A result whose epochs have these validation accuracies (and losses), 2 s and 50 images/s each."""
+    losses = losses or [1 - accuracy for accuracy in accuracies]
+    history = [
+        Epoch(epoch=i + 1, loss=0.5, accuracy=0.6, val_loss=loss, val_accuracy=accuracy, train_s=2.0, images_per_s=50.0)
+        for i, (accuracy, loss) in enumerate(zip(accuracies, losses, strict=True))
+    ]
+    facts = {"trial_id": trial_id, "status": "ok", "epochs": len(history) or 1, "history": history}
+    return Result(**facts | more)
+
+
+def ranked(plan: Plan, *accuracies: float, metric: str = "val_accuracy") -> pa.Table:
+    """A board where the trial of each point, in plan order, ended with this accuracy."""
+    results = {
+        p.trial_id: result(p.trial_id, [0.0] * (p.epochs - 1) + [a])
+        for p, a in zip(plan.points, accuracies, strict=True)
+    }
+    return build_board(plan, results, set(), metric)
+
+
+def test_each_axis_is_a_column_of_its_own_type():
+    """Whole numbers, numbers, truth values, texts; sizes read 32x64; a mixture of both numbers is numbers."""
+    grid = {
+        "batch_size": [5, 10],
+        "learning_rate": [0.1, 0.2],
+        "l1": [0, 0.5],
+        "horizontal_flip": [True, False],
+        "optimizer": ["adam"],
+        "image_size": [64, [32, 64]],
+    }
+    board = build_board(planned(grid=grid), {}, set(), "val_accuracy")
+    types = {name: str(board.schema.field(name).type) for name in grid}
+    assert types == {
+        "batch_size": "int64",
+        "learning_rate": "double",
+        "l1": "double",
+        "horizontal_flip": "bool",
+        "optimizer": "string",
+        "image_size": "string",
+    }
+    assert set(board["image_size"].to_pylist()) == {"64x64", "32x64"}
+    assert set(board["l1"].to_pylist()) == {0.0, 0.5}
+    assert [name for name in board.column_names if name not in grid] == list(COLUMNS)
+
+
+def test_the_best_point_is_first_and_ties_keep_the_order_of_the_plan():
+    """Rank counts from 1 over the points that are ok."""
+    board = ranked(planned(), 0.5, 0.9, 0.5)
+    assert board["batch_size"].to_pylist() == [10, 5, 20]
+    assert board["rank"].to_pylist() == [1, 2, 3]
+
+
+def test_a_loss_ranks_from_the_lowest():
+    """The metric decides what is best."""
+    board = ranked(planned(), 0.5, 0.9, 0.7, metric="val_loss")
+    assert board["val_loss"].to_pylist() == sorted(board["val_loss"].to_pylist())
+    assert board["batch_size"].to_pylist() == [10, 20, 5]
+
+
+def test_points_that_are_not_ok_stand_last_without_a_rank():
+    """After those that are ok come the failed, the running and the pending ones."""
+    plan = planned(grid={"batch_size": [1, 2, 3, 4]})
+    one, two, _, four = (point.trial_id for point in plan.points)
+    began = "2026-01-02T03:04:05+00:00"
+    results = {
+        two: Result(trial_id=two, status="failed", epochs=10, error="out of memory", started_at=began),
+        four: result(four, [0.1] * 10),
+    }
+    board = build_board(plan, results, {one}, "val_accuracy")
+    assert board["batch_size"].to_pylist() == [4, 2, 1, 3]
+    assert board["status"].to_pylist() == ["ok", "failed", "running", "pending"]
+    assert board["rank"].to_pylist() == [1, None, None, None]
+    assert board["error"].to_pylist() == [None, "out of memory", None, None]
+    assert board["val_accuracy"].to_pylist() == [0.1, None, None, None]
+    assert board["started_at"].to_pylist()[1] == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def test_each_point_of_a_shared_trial_is_read_off_at_its_own_epoch():
+    """Values, best epoch and time are those of the point's own epochs, not of the whole trial."""
+    plan = planned(grid={"epochs": [2, 3]})
+    trial_id = plan.trials[0].id
+    board = build_board(plan, {trial_id: result(trial_id, [0.3, 0.2, 0.9])}, set(), "val_accuracy")
+    rows = {row["epochs"]: row for row in board.to_pylist()}
+    names = ("rank", "val_accuracy", "best_val_accuracy", "best_epoch", "epochs_trained", "train_s", "images_per_s")
+    assert [rows[2][name] for name in names] == [2, 0.2, 0.3, 1, 2, 4.0, 50.0]
+    assert [rows[3][name] for name in names] == [1, 0.9, 0.9, 3, 3, 6.0, 50.0]
+
+
+def test_a_result_of_fewer_epochs_than_asked_leaves_the_longer_point_pending():
+    """The point waits for the trial to go on; the shorter one is done."""
+    plan = planned(grid={"epochs": [2, 3]})
+    trial_id = plan.trials[0].id
+    board = build_board(plan, {trial_id: result(trial_id, [0.3, 0.2])}, set(), "val_accuracy")
+    assert dict(zip(board["epochs"].to_pylist(), board["status"].to_pylist(), strict=True)) == {2: "ok", 3: "pending"}
+
+
+@pytest.mark.parametrize(("restore_best", "read_off"), [(True, 0.7), (False, 0.8)])
+def test_early_stopping_reads_off_the_epoch_it_restores(restore_best, read_off):
+    """With restore_best the epoch of the lowest val_loss counts, without it the last one trained."""
+    plan = planned(grid={"batch_size": [5]})
+    trial_id = plan.trials[0].id
+    stopped = result(trial_id, [0.6, 0.7, 0.8], [0.5, 0.3, 0.4], epochs=10)
+    stopping = EarlyStopping(patience=1, restore_best=restore_best)
+    (row,) = build_board(plan, {trial_id: stopped}, set(), "val_accuracy", stopping).to_pylist()
+    assert (row["val_accuracy"], row["epochs_trained"], row["best_epoch"]) == (read_off, 3, 3)
+
+
+def test_the_board_says_its_schema_axes_and_metric(tmp_path: Path):
+    """They stay with the file."""
+    run = Run(open_store(str(tmp_path / "run"), create=True))
+    run.write_tables(ranked(planned(), 0.5, 0.9, 0.7, metric="val_loss"), build_history({}))
+    assert facts(read_board(str(tmp_path / "run"))) == {
+        "schema_version": SCHEMA_VERSION,
+        "axes": ["batch_size"],
+        "metric": "val_loss",
+    }
+
+
+def test_a_board_that_another_tool_wrote_is_still_read(tmp_path: Path):
+    """Without metadata, what is no fixed column is an axis."""
+    plan = planned(grid={"batch_size": [5], "dropout": [0.25]})
+    ranked(plan, 0.5).to_pandas().to_parquet(tmp_path / "mine.parquet")
+    table = pq.read_table(tmp_path / "mine.parquet").replace_schema_metadata(None)
+    pq.write_table(table, tmp_path / "mine.parquet")
+    board = read_board(str(tmp_path / "mine.parquet"))
+    assert facts(board)["axes"] == ["batch_size", "dropout"]
+    assert "0.25" in printed(board)
+
+
+def test_pandas_polars_and_duckdb_open_the_same_rows(tmp_path: Path):
+    """The board is plain Parquet."""
+    plan = planned(grid={"batch_size": [5, 10], "optimizer": ["adam", "sgd"], "horizontal_flip": [True, False]})
+    done = plan.points[:5]
+    results = {p.trial_id: result(p.trial_id, [i / 10] * 10, node="n") for i, p in enumerate(done)}
+    Run(open_store(str(tmp_path), create=True)).write_tables(
+        build_board(plan, results, set(), "val_accuracy"), build_history(results)
+    )
+    file = tmp_path / "leaderboard.parquet"
+    names = ["rank", "point_id", "status", "batch_size", "optimizer", "horizontal_flip", "val_accuracy", "node"]
+    expected = [tuple(row[name] for name in names) for row in read_board(str(tmp_path)).to_pylist()]
+    assert len(expected) == 8
+    assert polars.read_parquet(file).select(names).rows() == expected
+    assert duckdb.sql(f"select {', '.join(names)} from '{file}'").fetchall() == expected
+    frame = pandas.read_parquet(file)[names].astype(object)
+    rows = frame.where(frame.notna(), None).itertuples(index=False, name=None)
+    assert list(rows) == expected
+
+
+def test_the_history_has_one_row_per_trial_and_epoch():
+    """Failed trials keep the epochs they had."""
+    results = {"a": result("a", [0.1, 0.2]), "b": result("b", [0.3], status="failed", epochs=9)}
+    rows = build_history(results).select(["trial_id", "epoch", "val_accuracy"]).to_pylist()
+    assert [tuple(row.values()) for row in rows] == [("a", 1, 0.1), ("a", 2, 0.2), ("b", 1, 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("column", "order"), [("val_accuracy", [10, 20, 5]), ("val_loss", [10, 20, 5]), ("batch_size", [5, 10, 20])]
+)
+def test_sorting_puts_the_best_or_the_lowest_first(column, order):
+    """Accuracies from the highest, all else from the lowest."""
+    assert sort_board(ranked(planned(), 0.5, 0.9, 0.7), column)["batch_size"].to_pylist() == order
+
+
+def test_sorting_puts_empty_cells_last():
+    """A pending point has no accuracy, and is not the best."""
+    plan = planned()
+    trial_id = plan.points[2].trial_id
+    board = build_board(plan, {trial_id: result(trial_id, [0.0] * 10)}, set(), "val_accuracy")
+    for column in ("val_accuracy", "val_loss", "node", "rank"):
+        assert sort_board(board, column)["val_accuracy"].to_pylist() == [0.0, None, None]
+
+
+def failed_board(error: str) -> pa.Table:
+    plan = planned(grid={"batch_size": [5], "note": [error]})
+    trial_id = plan.trials[0].id
+    return build_board(
+        plan, {trial_id: Result(trial_id=trial_id, status="failed", epochs=10, error=error)}, set(), "val_accuracy"
+    )
+
+
+def printed(board: pa.Table) -> str:
+    """The table as `console()` prints it to a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        out = io.StringIO()
+        patch.setattr(sys, "stdout", out)
+        console().print(as_rich(board))
+    return out.getvalue()
+
+
+def test_hostile_text_stays_text_in_the_table():
+    """Markup is shown as it is, and nothing moves the cursor, changes colours or breaks a row."""
+    text = printed(failed_board(HOSTILE))
+    assert "[red]boom[/red]" in text
+    assert "[link](http://x)" in text
+    assert not [c for c in text if c != "\n" and not c.isprintable()]
+
+
+def test_hostile_text_breaks_no_cell_of_markdown():
+    """Two lines of head and one of cells, as many as columns; pipes, brackets, HTML and code marks are escaped."""
+    lines = as_markdown(failed_board(HOSTILE)).split("\n")
+    assert len(lines) == 3
+    assert lines[2].isprintable()
+    cells = lines[2].replace("\\\\", "").replace("\\|", "").count("|")
+    assert cells == lines[0].count("|") == lines[1].count("|")
+    assert "\\<script>" in lines[2]
+    assert "\\[link](http" in lines[2]
+
+
+def test_csv_and_json_give_hostile_text_back_unchanged():
+    """They are for programs, which get each character."""
+    board = failed_board(HOSTILE)
+    (row,) = csv.DictReader(io.StringIO(as_csv(board), newline=""))
+    assert row["error"] == row["note"] == HOSTILE
+    (row,) = json.loads(as_json(board))
+    assert row["error"] == row["note"] == HOSTILE
+
+
+@settings(max_examples=50)
+@given(st.text(st.characters(codec="utf-8"), max_size=40))
+def test_no_text_breaks_a_format(text):
+    """Whatever an error says, the table keeps its rows and CSV, JSON and Parquet the text."""
+    board = failed_board(text)
+    assert len(as_markdown(board).splitlines()) == 3
+    (row,) = csv.DictReader(io.StringIO(as_csv(board), newline=""))
+    assert row["error"] == text
+    assert json.loads(as_json(board))[0]["error"] == text
+    assert "\x1b" not in printed(board)
+
+
+def leaderboard(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator.leaderboard", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run folder with three points, the third of them failed."""
+    folder = str(tmp_path_factory.mktemp("runs") / "cats")
+    plan = planned()
+    one, two, three = (point.trial_id for point in plan.points)
+    results = {
+        one: result(one, [0.5] * 10),
+        two: result(two, [0.75] * 10, [0.9] * 10),
+        three: Result(trial_id=three, status="failed", epochs=10, error=HOSTILE),
+    }
+    Run(open_store(folder, create=True)).write_tables(
+        build_board(plan, results, set(), "val_accuracy"), build_history(results)
+    )
+    return folder
+
+
+def test_the_command_prints_a_table_best_first(folder: str):
+    """Rank, axes, metrics, and the error of what failed."""
+    done = leaderboard(folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    head, first, second, third, *_ = done.stdout.splitlines()
+    assert head.split()[:4] == ["rank", "batch_size", "val_accuracy", "val_loss"]
+    assert first.split()[:4] == ["1", "10", "0.7500", "0.9000"]
+    assert second.split()[:4] == ["2", "5", "0.5000", "0.5000"]
+    assert third.split()[:4] == ["-", "20", "-", "-"]
+    assert "failed" in third
+    assert "[red]boom[/red]" in third
+
+
+def test_the_command_sorts_cuts_and_writes_other_formats(folder: str):
+    """--sort takes any column, --top keeps the first rows, --format is for programs."""
+    done = leaderboard(folder, "--sort", "val_loss", "--top", "1", "--format", "csv")
+    assert (done.returncode, done.stderr) == (0, "")
+    (row,) = csv.DictReader(io.StringIO(done.stdout))
+    assert (row["batch_size"], row["val_loss"], row["rank"]) == ("5", "0.5", "2")
+    done = leaderboard(f"{folder}/leaderboard.parquet", "--top", "2", "--format", "json")
+    assert [row["rank"] for row in json.loads(done.stdout)] == [1, 2]
+    done = leaderboard(folder, "--format", "markdown")
+    assert done.stdout.splitlines()[0].startswith("| rank | status | batch_size | seed | val_accuracy |")
+    assert len(done.stdout.splitlines()) == 5
+
+
+def test_the_commands_mistakes_are_one_line(folder: str, tmp_path: Path):
+    """A wrong column, a missing folder, an empty one: exit 2 and no traceback."""
+    wrong = [
+        ([folder, "--sort", "acuracy"], "error: --sort must be a column of the leaderboard (rank, point_id,"),
+        ([str(tmp_path / "none")], f"error: {tmp_path}/none must be a folder; there is none"),
+        ([str(tmp_path)], f"error: {tmp_path} must be a run folder, and holds no leaderboard.parquet"),
+    ]
+    for arguments, says in wrong:
+        done = leaderboard(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(says)
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_file_that_is_no_leaderboard_is_refused(folder: str, tmp_path: Path):
+    """Not Parquet, cut short anywhere, or Parquet of something else."""
+    whole = (Path(folder) / "leaderboard.parquet").read_bytes()
+    broken = tmp_path / "leaderboard.parquet"
+    for size in (0, 3, 4, 100, len(whole) // 2, len(whole) - 1):
+        broken.write_bytes(whole[:size])
+        with pytest.raises(BadInput, match=r"leaderboard\.parquet in .* must be a Parquet file: "):
+            read_board(str(tmp_path))
+    pq.write_table(pa.table({"a": [1]}), broken)
+    with pytest.raises(BadInput, match="must be a leaderboard, and has no column rank"):
+        read_board(str(tmp_path))
+    rotten = bytes(255 - byte if 40 < i < len(whole) // 3 else byte for i, byte in enumerate(whole))
+    broken.write_bytes(rotten)
+    with pytest.raises(BadInput, match="must be a Parquet file"):
+        read_board(str(tmp_path))
