@@ -39,17 +39,20 @@ def open_cache(index: Index, store: Store, image_size: tuple[int, int], resize: 
     One process builds while the others wait. Raises BadInput where the disk is too small,
     StoreError where a read fails.
     """
-    identity = f"{_FORMAT} {index.digest} {image_size} {resize}"
+    identity = f"{_FORMAT} {store.uri} {index.digest} {image_size} {resize}"
     folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:32]
     shape = (len(index), *image_size, 3)
+    started = time.perf_counter()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            started = time.perf_counter()
-            cache = _open(folder, shape)
-            if cache is None:
-                _build(folder, shape, index, store, image_size, resize)
-                cache = _open(folder, shape)
+        cache = _open(folder, shape)  # without the lock: whole or not, it is read alike by all at once
+        if cache is None:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_suffix(".lock")):
+                started = time.perf_counter()
+                cache = _open(folder, shape)  # another process may have built it meanwhile
+                if cache is None:
+                    _build(folder, shape, index, store, image_size, resize)
+                    cache = _open(folder, shape)
     except OSError as error:
         raise BadInput(
             f"the cache folder {folder.parent} must be writable: {error.strerror or error}; "
@@ -81,6 +84,9 @@ def _build(
 ) -> None:
     from orchestrator.dataset import stream  # here, so that only a worker loads TensorFlow
 
+    half = folder.with_suffix(".half")
+    for stale in (half, folder):
+        shutil.rmtree(stale, ignore_errors=True)
     size_bytes = int(np.prod(shape, dtype=np.int64))
     free_bytes = shutil.disk_usage(folder.parent).free
     if size_bytes > free_bytes:
@@ -88,17 +94,18 @@ def _build(
             f"the cache folder {folder.parent} must have {size_bytes / 1e6:.0f} MB free for the decoded "
             f"images, got {free_bytes / 1e6:.0f} MB: free some, or set ORCHESTRATOR_CACHE_DIR to another"
         )
-    half = folder.with_suffix(".half")
-    for stale in (half, folder):
-        shutil.rmtree(stale, ignore_errors=True)
     half.mkdir()
     bad: dict[int, str] = {}
-    images = np.memmap(half / "images.u8", dtype=np.uint8, mode="w+", shape=shape)
+    with open(half / "images.u8", "xb") as file:
+        file.truncate(size_bytes)
+        if hasattr(os, "posix_fallocate"):  # a disk that fills up under a map would kill the process
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
+    images = np.memmap(half / "images.u8", dtype=np.uint8, mode="r+", shape=shape)
     for rows, what in stream.decoded(index, store, image_size, resize, threads=os.cpu_count() or 1):
         if isinstance(what, str):
             bad[int(rows)] = what
         else:
             images[rows] = what
     images.flush()
-    (half / "meta.json").write_text(json.dumps({"crc32": zlib.crc32(images), "bad": bad, "shape": shape}))
+    (half / "meta.json").write_text(json.dumps({"crc32": zlib.crc32(images), "bad": bad}))
     os.replace(half, folder)

@@ -1,8 +1,9 @@
 """Index: the list of images in a store: key, size, version, label, split; and its digest. Needs no TensorFlow."""
 
+import contextlib
 import hashlib
 import json
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,7 +39,7 @@ class Index:
         validation: (images,) bool, the images that validate; the others train.
         classes: Class names, sorted.
         bad: Listed objects that cannot be images, as (key, reason); not in the table.
-        ignored: How many objects lie beside the class folders.
+        ignored: How many objects lie beside the class folders, or beside the shards.
     """
 
     table: pa.Table
@@ -78,20 +79,19 @@ class Index:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the classes and every image's key, size, version and label: the identity of the data."""
-        whole = hashlib.sha256(json.dumps(self.classes).encode())
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, self.table.schema) as stream:
-            stream.write_table(self.table.combine_chunks())
-        whole.update(sink.getvalue())
-        return whole.hexdigest()
+        columns = [column.to_pylist() for column in self.table.columns]
+        return hashlib.sha256(json.dumps([self.classes, columns]).encode()).hexdigest()
 
 
 def build_index(store: Store, data: Data) -> Index:
     """List `store` as <class>/<image> or Parquet shards. Raises BadInput where that does not make a data set."""
     objects = sorted(store.list(), key=lambda o: o.key.encode())
     shards = [o for o in objects if o.key.lower().endswith(".parquet")]
-    columns = _index_shards(store, shards) if shards else _index_folders(objects, store.uri)
-    table, classes, bad, ignored = columns
+    bad: list[tuple[str, str]] = []
+    if shards:
+        (table, classes), ignored = _index_shards(store, shards), len(objects) - len(shards)
+    else:
+        table, classes, bad, ignored = _index_folders(objects)
     if bad and data.on_bad_image == "fail":
         raise BadInput(describe_bad(bad))
     if not table.num_rows:
@@ -132,7 +132,7 @@ def describe_bad(bad: list[tuple[str, str]] | tuple[tuple[str, str], ...]) -> st
     )
 
 
-def _index_folders(objects: list[Object], uri: str) -> tuple[pa.Table, tuple[str, ...], list[tuple[str, str]], int]:
+def _index_folders(objects: list[Object]) -> tuple[pa.Table, tuple[str, ...], list[tuple[str, str]], int]:
     inside = [o for o in objects if "/" in o.key]
     bad = [(o.key, reason) for o in inside if (reason := _unfit(o))]
     unfit = {key for key, _ in bad}
@@ -160,48 +160,54 @@ def _unfit(o: Object) -> str | None:
     return "empty" if o.size == 0 else None
 
 
-def _index_shards(store: Store, shards: list[Object]) -> tuple[pa.Table, tuple[str, ...], list[tuple[str, str]], int]:
-    parts, names = [], None
-    for shard in shards:
-        with open_shard(store, shard) as parquet:
-            schema = parquet.schema_arrow
-            if not {"image", "label"} <= set(schema.names):
-                raise BadInput(f"{shard.key} must have the columns image and label, got {', '.join(schema.names)}")
-            image = schema.field("image").type
-            if not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
-                raise BadInput(f"{shard.key}: column image must be a struct of bytes and path, got {image}")
-            names = names or _class_names(schema)
-            has_path = image.get_field_index("path") >= 0
-            read = parquet.read(columns=["label", "image.path"] if has_path else ["label"])
-        rows = range(read.num_rows)
-        paths = read["image"].combine_chunks().field("path").to_pylist() if has_path else [None] * len(rows)
-        parts += [
-            (shard.key, row, path or f"{shard.key}#{row:08d}", shard.size, shard.version, label)
-            for row, path, label in zip(rows, paths, read["label"].to_pylist(), strict=True)
-        ]
-    if any(part[-1] is None for part in parts):
-        raise BadInput(
-            f"{store.uri}: every row must have a label, got null in {next(p[2] for p in parts if p[-1] is None)}"
-        )
-    repeated = [path for path, count in Counter(part[2] for part in parts).items() if count > 1]
-    if repeated:  # two shards may each hold "0.png": the shard makes the name unique
+def _index_shards(store: Store, shards: list[Object]) -> tuple[pa.Table, tuple[str, ...]]:
+    parts = [
+        (shard.key, row, path or f"{shard.key}#{row:08d}", shard.size, shard.version, name)
+        for shard in shards
+        for row, (path, name) in enumerate(_read_shard(store, shard))
+    ]
+    if len({part[2] for part in parts}) < len(parts):  # two shards may each hold "0.png": the shard makes it unique
         parts = [(*part[:2], f"{part[0]}#{part[1]:08d}", *part[3:]) for part in parts]
-    present = sorted({part[-1] for part in parts})
-    if names and all(isinstance(label, int) and 0 <= label < len(names) for label in present):
-        title = {label: names[label] for label in present}
-    else:
-        title = {label: str(label) for label in present}
-    classes = tuple(sorted(title.values()))
-    number = {label: classes.index(name) for label, name in title.items()}
+    classes = tuple(sorted({part[-1] for part in parts}))
+    number = {name: i for i, name in enumerate(classes)}
     columns = list(zip(*((*part[:-1], number[part[-1]]) for part in parts), strict=True)) or [[]] * len(_SCHEMA)
-    return pa.table([list(column) for column in columns], schema=_SCHEMA), classes, [], 0
+    return pa.table([list(column) for column in columns], schema=_SCHEMA), classes
 
 
-def open_shard(store: Store, shard: Object) -> pq.ParquetFile:
-    """A Parquet shard read by ranges. Raises BadInput where it is not Parquet."""
+def _read_shard(store: Store, shard: Object) -> Iterator[tuple[str | None, str]]:
+    """(path, class name) of each row. Raises BadInput."""
+    with open_shard(store, shard) as parquet:
+        schema = parquet.schema_arrow
+        if not {"image", "label"} <= set(schema.names):
+            raise BadInput(f"{shard.key} must have the columns image and label, got {', '.join(schema.names)}")
+        image, label = schema.field("image").type, schema.field("label").type
+        fields = {field.name: field.type for field in image} if pa.types.is_struct(image) else {}
+        if fields.get("bytes") not in (pa.binary(), pa.large_binary()):
+            raise BadInput(f"{shard.key}: column image must be a struct of bytes (binary) and path, got {image}")
+        if not (pa.types.is_integer(label) or label in (pa.string(), pa.large_string())):
+            raise BadInput(f"{shard.key}: column label must hold whole numbers or strings, got {label}")
+        read = parquet.read(columns=["label", "image.path"] if "path" in fields else ["label"])
+    names = _class_names(schema) if pa.types.is_integer(label) else None
+    labels = read["label"].to_pylist()
+    paths = read["image"].combine_chunks().field("path").to_pylist() if "path" in fields else [None] * len(labels)
+    for row, (path, number) in enumerate(zip(paths, labels, strict=True)):
+        if number is None:
+            raise BadInput(f"{shard.key}: every row must have a label, got null in row {row} ({path or 'no path'})")
+        if names and not 0 <= number < len(names):
+            raise BadInput(
+                f"{shard.key}: every label must be from 0 to {len(names) - 1}, as its metadata names {len(names)} "
+                f"classes, got {number} in row {row} ({path or 'no path'})"
+            )
+        yield path, names[number] if names else str(number)
+
+
+@contextlib.contextmanager
+def open_shard(store: Store, shard: Object) -> Iterator[pq.ParquetFile]:
+    """A Parquet shard read by ranges. Raises BadInput, from the block too, where it is not Parquet."""
     try:
-        return pq.ParquetFile(pa.PythonFile(_Ranged(store, shard), mode="r"), pre_buffer=True)
-    except pa.ArrowInvalid as error:
+        with pq.ParquetFile(pa.PythonFile(_Ranged(store, shard), mode="r"), pre_buffer=True) as parquet:
+            yield parquet
+    except (pa.ArrowException, OSError) as error:
         raise BadInput(
             f"{shard.key} must be a Parquet file, and cannot be read as one: {str(error).splitlines()[0]}"
         ) from None
@@ -225,7 +231,8 @@ def _split(table: pa.Table, data: Data) -> np.ndarray:
         return np.fromiter((draw < limit for draw in draws), bool, len(paths))
     validation = np.zeros(len(paths), bool)
     labels = table["label"].to_numpy()
-    order = np.array(sorted(range(len(paths)), key=paths.__getitem__), dtype=np.int64)
+    # as Keras walks: folder by folder, and a folder's own images before those of its sub-folders
+    order = np.array(sorted(range(len(paths)), key=lambda row: paths[row].rpartition("/")[::2]), dtype=np.int64)
     for label in np.unique(labels):
         members = order[labels[order] == label]
         validation[members[: int(data.validation_split * len(members))]] = True

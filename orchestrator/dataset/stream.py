@@ -1,18 +1,22 @@
 """Stream: encoded images from the store, decoded and resized by tf.data. Knows TensorFlow."""
 
+import functools
 import io
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 
 from orchestrator.dataset.index import Index, open_shard
-from orchestrator.store import Store
+from orchestrator.store import Missing, Store, raise_if_changed
 
 MAX_PIXELS = 100_000_000
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 _JPEG = b"\xff\xd8\xff"
 _CHUNK = 256
+_CHUNK_BYTES = 32 * 2**20
 _BATCH = 64
 Image.MAX_IMAGE_PIXELS = None  # only headers are read with Pillow, and the limit here is ours
 
@@ -34,7 +38,7 @@ def decoded(
     failure: list[BaseException] = []
 
     def encoded() -> Iterator[tuple[list[int], list[bytes]]]:
-        rows, blobs = [], []
+        rows, blobs, size_bytes = [], [], 0
         try:
             for row, blob in enumerate(_blobs(index, store)):
                 if reason := _refused(blob):
@@ -42,12 +46,13 @@ def decoded(
                     continue
                 rows.append(row)
                 blobs.append(blob)
-                if len(rows) == _CHUNK:
+                size_bytes += len(blob)
+                if len(rows) == _CHUNK or size_bytes >= _CHUNK_BYTES:
                     yield rows, blobs
-                    rows, blobs = [], []
+                    rows, blobs, size_bytes = [], [], 0
+            yield rows, blobs
         except BaseException as error:  # tf.data would bury it: kept, and raised below
             failure.append(error)
-        yield rows, blobs
 
     chain = (
         tf.data.Dataset.from_generator(
@@ -68,12 +73,11 @@ def decoded(
     unseen[[row for row, _ in broken]] = False
     yield from broken
     if unseen.any():
-        for row, blob in enumerate(_blobs(index, store, only=unseen)):
-            row = int(np.flatnonzero(unseen)[row])
+        for row, blob in zip(np.flatnonzero(unseen), _blobs(index, store, only=unseen), strict=True):
             try:
                 yield np.array([row]), decode(tf.constant(blob), image_size, resize).numpy()[None]
-            except (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError) as error:
-                yield row, "corrupt: " + str(error.message).splitlines()[0][:120]
+            except tf.errors.OpError as error:
+                yield int(row), "cannot be decoded: " + re.sub(r"{{.*?}} | \[Op:\w+\].*", "", error.message)[:120]
 
 
 def decode(blob: tf.Tensor, image_size: tuple[int, int], resize: str) -> tf.Tensor:
@@ -104,33 +108,30 @@ def thread_options(threads: int) -> tf.data.Options:
 
 
 def _decode_jpeg(blob: tf.Tensor, image_size: tuple[int, int], exact: bool) -> tf.Tensor:
+    # TensorFlow's default is the quick and rough one; this gives what Pillow gives, to the bit
+    read = functools.partial(tf.io.decode_jpeg, blob, channels=3, dct_method="INTEGER_ACCURATE")
     if exact:
-        return tf.io.decode_jpeg(blob, channels=3)
+        return read()
     height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(blob))
     ratio = tf.minimum(height // image_size[0], width // image_size[1])
     branch = tf.where(ratio >= 8, 3, tf.where(ratio >= 4, 2, tf.where(ratio >= 2, 1, 0)))
-    decoders: list[Callable[[], tf.Tensor]] = [
-        lambda ratio=ratio: tf.io.decode_jpeg(blob, channels=3, ratio=ratio) for ratio in (1, 2, 4, 8)
-    ]
-    return tf.switch_case(branch, decoders)
+    return tf.switch_case(branch, [functools.partial(read, ratio=ratio) for ratio in (1, 2, 4, 8)])
 
 
 def _refused(blob: bytes) -> str | None:
     """Why an image is not to be decoded, from its header alone."""
     try:
-        with Image.open(io.BytesIO(blob)) as image:
+        with Image.open(io.BytesIO(blob), formats=_FORMATS) as image:
             width, height = image.size
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        return (
-            "empty"
-            if not blob
-            else "not an image"
-            if isinstance(error, UnidentifiedImageError)
-            else f"corrupt: {error}"
-        )
+            palette = image.format == "BMP" and image.mode in ("1", "P")
+    except UnidentifiedImageError:
+        return "not a JPEG, PNG, BMP, GIF or WebP image" if blob else "empty"
+    except (OSError, ValueError, SyntaxError) as error:
+        return f"corrupt: {error}"
     if width * height > MAX_PIXELS:
         return f"{width} x {height} pixels: more than 100 megapixels are refused before decoding"
-    return None
+    # TensorFlow would take the numbers of its colours for shades of grey
+    return "a BMP with a palette: save it as PNG" if palette else None
 
 
 def _blobs(index: Index, store: Store, only: np.ndarray | None = None) -> Iterator[bytes]:
@@ -141,6 +142,7 @@ def _blobs(index: Index, store: Store, only: np.ndarray | None = None) -> Iterat
             objects if only is None else [o for o, wanted in zip(objects, only, strict=True) if wanted]
         )
         return
+    _raise_if_shards_changed(index, store)
     row = 0
     for shard in index.objects:
         with open_shard(store, shard) as parquet:
@@ -149,3 +151,13 @@ def _blobs(index: Index, store: Store, only: np.ndarray | None = None) -> Iterat
                     if only is None or only[row]:
                         yield blob.as_py() or b""
                     row += 1
+    _raise_if_shards_changed(index, store)
+
+
+def _raise_if_shards_changed(index: Index, store: Store) -> None:
+    """A ranged read says nothing of versions, so compare the listing, before and after."""
+    now = {found.key: found for found in store.list()}
+    for shard in index.objects:
+        if shard.key not in now:
+            raise Missing(f"{store.uri}/{shard.key}: read failed: there is no such object")
+        raise_if_changed(store.uri, shard, now[shard.key].size, now[shard.key].version)

@@ -1,0 +1,270 @@
+"""pipeline: each batch follows from (seed, epoch, example) alone, and augments as Keras' ImageDataGenerator does."""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from images import picture
+from keras.src.legacy.preprocessing.image import ImageDataGenerator
+
+from orchestrator.dataset.pipeline import shared_tensor, training_batches, transform, validation_batch
+from orchestrator.spec import Augment
+
+pytestmark = pytest.mark.filterwarnings("ignore:Please import `affine_transform`")  # Keras' own affair
+
+ALL = Augment(rotation_deg=20, width_shift=0.2, height_shift=0.3, horizontal_flip=True)
+COUNT, HEIGHT, WIDTH = 47, 12, 16
+ROWS = np.array([row for row in range(COUNT) if row % 5])  # 37 of them train
+IMAGES = tf.constant(np.stack([picture(row, HEIGHT, WIDTH) for row in range(COUNT)]))
+LABELS = tf.range(COUNT)  # an image's label is its row: a batch tells which images it holds
+
+
+def batches(
+    augment: Augment = ALL, batch_size: int = 5, seed: int = 0, start_step: int = 0, epochs: int = 2, threads: int = 1
+) -> list[tuple[np.ndarray, list[int]]]:
+    stream = training_batches(IMAGES, LABELS, ROWS, augment, batch_size, seed, start_step, epochs, threads)
+    return [(images, labels.tolist()) for images, labels in stream.as_numpy_iterator()]
+
+
+def by_row(found: list[tuple[np.ndarray, list[int]]]) -> dict[int, np.ndarray]:
+    return {row: image for images, rows in found for row, image in zip(rows, images, strict=True)}
+
+
+def order(found: list[tuple[np.ndarray, list[int]]]) -> list[int]:
+    return [row for _, rows in found for row in rows]
+
+
+def same(a: list[tuple[np.ndarray, list[int]]], b: list[tuple[np.ndarray, list[int]]]) -> bool:
+    return len(a) == len(b) and all(x[1] == y[1] and np.array_equal(x[0], y[0]) for x, y in zip(a, b, strict=True))
+
+
+class TestTransform:
+    """One resampling, the same as Keras'."""
+
+    @pytest.mark.parametrize(("height", "width"), [(64, 64), (33, 33)])
+    @pytest.mark.parametrize(
+        "draws",
+        [
+            (0.5, 0.5, 0.5, 0.9),  # nothing at all
+            (0.5, 0.5, 0.5, 0.1),  # a flip alone
+            (0.83, 0.5, 0.5, 0.9),
+            (0.1, 0.5, 0.5, 0.1),
+            (0.5, 0.95, 0.5, 0.9),
+            (0.5, 0.5, 0.05, 0.1),
+            (0.9, 0.1, 0.8, 0.1),
+            (0.02, 0.97, 0.33, 0.9),
+        ],
+    )
+    def test_gives_the_pixels_of_keras(self, height: int, width: int, draws: tuple[float, ...]) -> None:
+        """theta, tx, ty and flip_horizontal of apply_transform, filled by the nearest: within a thousandth.
+
+        Keras swaps the axes of its matrix: so its theta turns the other way than its formula says, its tx, although
+        drawn from height_shift_range, moves an image sideways, and one that is not square turns about a point off its
+        middle. Ours do as they are named.
+        """
+        image = np.random.default_rng(0).random((height, width, 3), np.float32)
+        rotation, down, across, flip = draws
+        expected = ImageDataGenerator(fill_mode="nearest").apply_transform(
+            image.copy(),
+            {
+                "theta": (1 - 2 * rotation) * 20,
+                "tx": (2 * across - 1) * 0.2 * width,
+                "ty": (2 * down - 1) * 0.3 * height,
+                "flip_horizontal": flip < 0.5,
+            },
+        )
+        found = transform(tf.constant(image[None]), tf.constant([draws]), ALL)[0].numpy()
+        assert np.abs(found - expected).max() < 1e-3
+
+    @pytest.mark.parametrize("fill", ["nearest", "reflect", "constant", "wrap"])
+    def test_fills_as_keras_does(self, fill: str) -> None:
+        """What lies outside is filled in the same ways (but "wrap", where SciPy drops a pixel at each seam)."""
+        image = np.random.default_rng(0).random((24, 24, 3), np.float32)
+        expected = ImageDataGenerator(fill_mode=fill).apply_transform(image.copy(), {"tx": -7, "ty": 5})
+        augment = Augment(height_shift=5 / 24, width_shift=7 / 24, fill=fill)
+        if fill == "wrap":
+            expected = np.roll(image, (-5, 7), (0, 1))
+        found = transform(tf.constant(image[None]), tf.constant([[0.5, 1, 0, 0.9]]), augment)[0].numpy()
+        assert np.abs(found - expected).max() < 1e-3
+
+    def test_turns_about_the_middle(self) -> None:
+        """Of an image that is not square too: by half a turn it stands on its head."""
+        image = tf.cast(IMAGES[:1], tf.float32)
+        found = transform(image, tf.constant([[1, 0.5, 0.5, 0.9]]), Augment(rotation_deg=180))
+        assert np.abs(found - image[:, ::-1, ::-1]).max() < 0.01
+
+    def test_inside_a_graph(self) -> None:
+        """Eagerly and inside Dataset.map the pixels are the same."""
+        image, draws = tf.cast(IMAGES[:3], tf.float32), tf.random.stateless_uniform([3, 4], [0, 1])
+        mapped = next(iter(tf.data.Dataset.from_tensors(image).map(lambda x: transform(x, draws, ALL))))
+        assert np.array_equal(mapped, transform(image, draws, ALL))
+
+    def test_no_augmentation_is_no_change(self) -> None:
+        """Then the pixels come back as they are."""
+        assert np.array_equal(transform(IMAGES[:3], tf.zeros([3, 4]), Augment()), IMAGES[:3])
+
+
+class TestDraws:
+    """How far images are turned, shifted and flipped, read off the pixels of 4000 of them."""
+
+    COUNT = 4000
+
+    def augmented(self, image: np.ndarray, augment: Augment) -> np.ndarray:
+        images = tf.constant(np.repeat(image[None], self.COUNT, 0))
+        rows = np.arange(self.COUNT)
+        return next(iter(training_batches(images, tf.constant(rows), rows, augment, self.COUNT, 3, 0, 1, 1)))[0].numpy()
+
+    @staticmethod
+    def assert_uniform(values: np.ndarray, limit: float) -> None:
+        """Within +-limit, and each tenth of the range about equally often."""
+        assert np.abs(values).max() <= limit * 1.02
+        assert np.abs(values).max() > limit * 0.97
+        counts, _ = np.histogram(values, 10, (-limit, limit))
+        assert counts.min() > 0.75 * counts.mean()
+        assert counts.max() < 1.25 * counts.mean()
+
+    def test_shifts(self) -> None:
+        """Up to the fraction of the side, either way; the height's apart from the width's."""
+        down, across = np.mgrid[:32, :40]
+        ramp = np.stack([down, across, down], -1).astype(np.uint8)
+        middle = self.augmented(ramp, Augment(height_shift=0.25, width_shift=0.1))[:, 16, 20] * 255
+        self.assert_uniform(middle[:, 0] - 16, 8)
+        self.assert_uniform(middle[:, 1] - 20, 4)
+        assert abs(np.corrcoef(middle[:, 0], middle[:, 1])[0, 1]) < 0.06
+
+    def test_rotation(self) -> None:
+        """Up to the angle, either way."""
+        across = np.repeat(np.arange(41, dtype=np.uint8)[None], 41, 0)
+        turned = self.augmented(np.stack([across] * 3, -1), Augment(rotation_deg=30)) * 255
+        slope = (turned[:, 30, 20, 0] - turned[:, 10, 20, 0]) / 20
+        self.assert_uniform(np.degrees(np.arcsin(slope)), 30)
+
+    def test_flips(self) -> None:
+        """Every second image, more or less."""
+        across = np.repeat(np.arange(16, dtype=np.uint8)[None], 8, 0)
+        left = self.augmented(np.stack([across] * 3, -1), Augment(horizontal_flip=True))[:, 4, 0, 0] * 255
+        assert set(np.round(left, 3)) == {0, 15}
+        assert 0.46 < (left > 7).mean() < 0.54
+
+
+class TestTrainingBatches:
+    """What one trial reads."""
+
+    def test_every_image_once_per_epoch(self) -> None:
+        """Each epoch is a permutation of the training images, and its last batch holds what remains."""
+        found = batches(epochs=3)
+        assert [len(rows) for _, rows in found] == ([5] * 7 + [2]) * 3
+        epochs = [order(found[i : i + 8]) for i in (0, 8, 16)]
+        assert all(sorted(epoch) == ROWS.tolist() for epoch in epochs)
+        assert len({tuple(epoch) for epoch in [*epochs, ROWS.tolist()]}) == 4
+        assert found[0][0].shape == (5, HEIGHT, WIDTH, 3)
+        assert found[0][0].dtype == np.float32
+
+    def test_the_same_again(self) -> None:
+        """The same seed gives the same batches, on any number of threads; another seed gives others."""
+        found = batches()
+        assert same(found, batches())
+        assert same(found, batches(threads=3))
+        assert order(found) != order(batches(seed=1))
+        assert not np.array_equal(by_row(found)[1], by_row(batches(seed=1))[1])
+        assert not np.array_equal(by_row(found[:8])[1], by_row(found[8:])[1]), "nor are two epochs alike"
+
+    def test_batch_size_changes_no_pixel(self) -> None:
+        """An example looks the same in an epoch, and comes at the same place, whatever the batch size."""
+        expected = batches(batch_size=1, epochs=1)
+        for size in (2, 5, 37, 100):
+            found = batches(batch_size=size, epochs=1)
+            assert order(found) == order(expected)
+            for row, image in by_row(found).items():
+                assert np.array_equal(image, by_row(expected)[row])
+
+    @pytest.mark.parametrize("start", [1, 7, 8, 9, 15, 16, 23, 24])
+    def test_goes_on_where_it_stopped(self, start: int) -> None:
+        """A stream from step k on equals the rest of the full one, at the border of an epoch too."""
+        assert same(batches(epochs=3, start_step=start), batches(epochs=3)[start:])
+
+    def test_fewer_epochs_are_the_first_of_more(self) -> None:
+        """The total changes nothing before it."""
+        assert same(batches(epochs=3)[:8], batches(epochs=1))
+
+    def test_no_augmentation(self) -> None:
+        """Then an image is its pixels, from 0 to 1."""
+        for row, image in by_row(batches(Augment(), epochs=1)).items():
+            assert np.abs(image - IMAGES[row].numpy() / np.float32(255)).max() < 1e-7
+            assert image.max() <= 1
+
+    def test_order_and_draws_do_not_share_their_bits(self) -> None:
+        """Whether an image is flipped says nothing of where it comes."""
+        count = 4000
+        images = tf.constant(np.tile(np.array([0, 255], np.uint8)[None, None, :, None], (count, 1, 1, 3)))
+        stream = training_batches(
+            images, tf.range(count), np.arange(count), Augment(horizontal_flip=True), count, 0, 0, 1, 1
+        )
+        pixels, rows = next(iter(stream))
+        flipped = pixels[:, 0, 0, 0].numpy() > 0.5
+        assert abs(np.corrcoef(flipped, np.arange(count))[0, 1]) < 0.06
+        assert abs(np.corrcoef(flipped, rows)[0, 1]) < 0.06
+
+
+class TestValidationBatch:
+    """What validates."""
+
+    def test_is_not_augmented(self) -> None:
+        """Unless asked: plain pixels from 0 to 1."""
+        found = validation_batch(IMAGES, tf.constant([3, 1], tf.int64), ALL, 0).numpy()
+        assert np.abs(found - IMAGES.numpy()[[3, 1]] / np.float32(255)).max() < 1e-7
+
+    def test_is_augmented_alike_in_every_epoch(self) -> None:
+        """An image looks the same whenever and beside whichever it is asked for, as the seed says."""
+        augment = ALL.model_copy(update={"validation": True})
+        one = validation_batch(IMAGES, tf.constant([3, 1], tf.int64), augment, 0).numpy()
+        two = tf.function(validation_batch)(IMAGES, tf.constant([7, 3, 8], tf.int64), augment, 0).numpy()
+        assert np.abs(one[0] - two[1]).max() < 1e-6
+        assert np.abs(one - IMAGES.numpy()[[3, 1]] / 255).max() > 0.1
+        assert np.abs(one - validation_batch(IMAGES, tf.constant([3, 1], tf.int64), augment, 1)).max() > 0.1
+
+
+def own_mb() -> float:
+    """Memory that is this process' alone: anonymous pages, among them those that a write has copied from a file."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
+
+
+class TestSharedTensor:
+    """One copy for all trials of a node."""
+
+    def test_is_the_array(self, tmp_path: Path) -> None:
+        """The tensor lies on the array's own memory."""
+        images = np.memmap(tmp_path / "images", np.uint8, "w+", shape=(2, 8, 8, 3))
+        tensor = shared_tensor(images)
+        images[1, 2, 3, 0] = 77
+        assert tensor[1, 2, 3, 0].numpy() == 77
+        assert tensor.dtype == tf.uint8
+
+    def test_outlives_the_array(self, tmp_path: Path) -> None:
+        """The tensor keeps the memory alive by itself."""
+        np.full((8, 8, 8, 3), 5, np.uint8).tofile(tmp_path / "images")
+        tensor = shared_tensor(np.memmap(tmp_path / "images", np.uint8, "c", shape=(8, 8, 8, 3)))
+        assert int(tf.reduce_sum(tf.cast(tensor, tf.int32))) == 8 * 8 * 8 * 3 * 5
+
+    def test_refuses_an_array_that_tensorflow_cannot_share(self) -> None:
+        """An array off the 64-byte grid would abort the process at its first use."""
+        with pytest.raises(ValueError, match="multiple of 64 bytes"):
+            shared_tensor(np.zeros(1000, np.uint8)[1:])
+
+    @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux")
+    def test_takes_no_memory_of_its_own(self, tmp_path: Path) -> None:
+        """After a whole pass the process holds no copy of the images: they stay in the page cache."""
+        size_mb, count = 150, 150 * 2**20 // (64 * 64 * 3)
+        np.zeros((count, 64, 64, 3), np.uint8).tofile(tmp_path / "images")
+        tensor = shared_tensor(np.memmap(tmp_path / "images", np.uint8, "c", shape=(count, 64, 64, 3)))
+        stream = training_batches(tensor, tf.zeros([count]), np.arange(count), Augment(), 64, 0, 0, 2, 1)
+        steps = iter(stream)
+        next(steps)
+        before = own_mb()
+        for _ in range(math.ceil(count / 64)):
+            next(steps)
+        assert own_mb() - before < size_mb / 3
