@@ -35,7 +35,11 @@ ImageSize = Annotated[tuple[Side, Side], BeforeValidator(_pair)]
 
 
 class Data(Section):
-    """Which images, and how they are split. image_size is (height, width) in pixels."""
+    """Which images, and how they are split. image_size is (height, width) in pixels.
+
+    cache_limit_gb: GB (10^9 bytes) that decoded images may take on a node's disk; a larger data set is streamed anew in
+    every epoch.
+    """
 
     uri: str = Field(min_length=1)
     image_size: ImageSize = (64, 64)
@@ -43,6 +47,7 @@ class Data(Section):
     validation_split: float = Field(0.2, gt=0, lt=1)
     split_by: Literal["order", "hash"] = "order"
     on_bad_image: Literal["fail", "skip"] = "fail"
+    cache_limit_gb: float = Field(20.0, ge=0)
 
 
 class Augment(Section):
@@ -105,6 +110,11 @@ class Spec(Section):
         return tuple(dict.fromkeys([*self.grid, *(name for point in self.points for name in point)]))
 
 
+def is_streamed(data: Data, images: int) -> bool:
+    """Whether that many decoded images are more than the node cache may hold."""
+    return images * 3 * math.prod(data.image_size) > data.cache_limit_gb * 1e9
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What one trial trains with: the shared sections of the spec, with the axis values put in.
@@ -164,7 +174,7 @@ def shared_settings(spec: Spec) -> dict[str, Any]:
     shared settings can take this spec's points.
     """
     kept = {
-        "data": spec.data.model_dump(exclude={"uri", "on_bad_image"}),
+        "data": spec.data.model_dump(exclude={"uri", "on_bad_image", "cache_limit_gb"}),
         "augment": spec.augment.model_dump(),
         "train": spec.train.model_dump(exclude={"epochs", "checkpoint_every_s"}),
     }

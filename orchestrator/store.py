@@ -19,9 +19,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import itertools
+import math
 import os
 import re
 import secrets
+import time
 import urllib.parse
 from abc import ABC, abstractmethod
 from collections import deque
@@ -56,10 +58,14 @@ BRISK_RETRY = {"max_retries": 1, "retry_timeout": timedelta(seconds=4)}
 # botocore renews what has under 10 minutes left, so a copy of that age may still be used
 CREDENTIAL_TTL = timedelta(minutes=9)
 
+# where an answer broke off or never came, which obstore tells in its debug text alone; and AWS's clash of two writes
+_TRANSIENT = r"kind: (Interrupted|Timeout)|ConditionalRequestConflict"
+
 _KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 _NO_KEYS = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`"
 _NO_BUCKET = "correct the bucket's name, or create the bucket"
 _DENIED = "these credentials must be allowed to list the bucket and to get, put and delete its objects"
+_FULL = "the store is full: free space in it, or have its quota raised"
 _EXPIRED = "the credentials have expired: renew them (`aws sso login`, or new keys) and run the same command again"
 HINTS = {  # by the store's error code, or else by HTTP status
     "NoSuchBucket": _NO_BUCKET,
@@ -70,13 +76,17 @@ HINTS = {  # by the store's error code, or else by HTTP status
     "TokenRefreshRequired": _EXPIRED,
     "InvalidToken": _EXPIRED,
     "RequestTimeTooSkewed": "set this machine's clock",
+    "AccessDenied": _DENIED,
+    "QuotaExceeded": _FULL,
+    "XMinioAdminBucketQuotaExceeded": _FULL,
     "301": "the bucket is in another region: set AWS_REGION to it",
     "400": "set AWS_REGION to the bucket's region, and check the credentials",
     "401": "check the credentials",
-    "403": _DENIED,
+    "403": f"renew the credentials if they have expired; {_DENIED}",
     "404": _NO_BUCKET,
     "501": "the store must support conditional writes (If-None-Match, If-Match): use a newer version of it, or another",
     "503": "the store is overloaded: run the same command again later",
+    "507": _FULL,
 }
 
 
@@ -128,8 +138,12 @@ class Store(ABC):
         """The object's bytes, and the version that `replace_if_unchanged` takes."""
 
     @abstractmethod
-    def read_range(self, key: str, start: int, length: int) -> bytes:
-        """At most `length` bytes from byte `start` on: fewer, or none, where the object ends before."""
+    def read_range(self, expected: Object, start: int, length: int) -> bytes:
+        """At most `length` bytes from byte `start` on: fewer, or none, where the object ends before.
+
+        Raises:
+            Changed: The object has not the size or version given.
+        """
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> str:
@@ -182,21 +196,30 @@ class Store(ABC):
             Missing: An object is gone.
             Changed: An object has not the size or version given.
         """
-        # threads: obstore waits outside the GIL, and its asyncio interface took 1.3 times as long
-        held: deque[tuple[int, Future[bytes]]] = deque()
-        held_bytes = 0
-        pool = ThreadPoolExecutor(in_flight, thread_name_prefix="store-read")
-        try:
-            for expected in objects:
-                while held and (len(held) >= in_flight or held_bytes + expected.size > HELD_BYTES):
-                    held_bytes -= held[0][0]
-                    yield held.popleft()[1].result()
-                held.append((expected.size, pool.submit(self._read_expected, expected)))
-                held_bytes += expected.size
-            while held:
+        yield from _in_order(((o.size, self._read_expected, (o,)) for o in objects), in_flight)
+
+    def read_ranges(self, ranges: Iterable[tuple[Object, int, int]], in_flight: int = 16) -> Iterator[bytes]:
+        """For each (object, start, length) these bytes, in the order given; bounded and raising as read_many."""
+        yield from _in_order(((length, self.read_range, (o, start, length)) for o, start, length in ranges), in_flight)
+
+
+def _in_order(reads: Iterable[tuple[int, Callable[..., bytes], tuple[Any, ...]]], in_flight: int) -> Iterator[bytes]:
+    """What each (bytes expected, function, arguments) gives, in order, some at once."""
+    # threads: obstore waits outside the GIL, and its asyncio interface took 1.3 times as long
+    held: deque[tuple[int, Future[bytes]]] = deque()
+    held_bytes = 0
+    pool = ThreadPoolExecutor(in_flight, thread_name_prefix="store-read")
+    try:
+        for size, read, args in reads:
+            while held and (len(held) >= in_flight or held_bytes + size > HELD_BYTES):
+                held_bytes -= held[0][0]
                 yield held.popleft()[1].result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            held.append((size, pool.submit(read, *args)))
+            held_bytes += size
+        while held:
+            yield held.popleft()[1].result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def open_store(uri: str, *, create: bool = False) -> Store:
@@ -307,7 +330,8 @@ def explain(error: Exception, where: str, action: str, endpoint: str | None = No
     code = re.search(r"<Code>([\w.]+)</Code>", text)
     message = re.search(r"<Message>([^<]*)</Message>", text)
     status = re.search(r"status code: (\d{3})", text)
-    if isinstance(error, FileNotFoundError) and (not code or code[1] in ("NoSuchKey", "BlobNotFound")):
+    missing = code[1] in ("NoSuchKey", "BlobNotFound") if code else isinstance(error, FileNotFoundError)
+    if missing:
         return Missing(f"{where}: {action} failed: there is no such object")
     hint = HINTS.get(code[1] if code else "") or HINTS.get(status[1] if status else "") or "run the same command again"
     if code:
@@ -321,9 +345,39 @@ def explain(error: Exception, where: str, action: str, endpoint: str | None = No
     elif re.search(r"error sending request|timed? ?out|dns error", text, re.IGNORECASE):
         cause = one_line(f"no answer from {endpoint or 'the store'}")
         hint = "check the network" + (" and AWS_ENDPOINT_URL" if endpoint else "")
+    elif "response body error" in text:
+        cause = one_line(f"the answer from {endpoint or 'the store'} broke off")
+        hint = "check the network, and run the same command again"
     else:
         cause = one_line(text)
     return StoreError(f"{where}: {action} failed: {cause}; {hint}")
+
+
+def _attempts(client: Any) -> Iterator[contextlib.AbstractContextManager[None]]:
+    """What to leave early once an attempt succeeds: `for attempt in _attempts(client): with attempt: return ...`.
+
+    obstore sends again what was refused for now, and reads on where an object's body breaks off. It leaves to us a
+    listing that breaks off, and a delete or a conditional write whose answer is lost or that met another.
+    """
+    limits, deadline = client.retry_config, math.inf
+    wait_s, longest_s = (limits["backoff"][name].total_seconds() for name in ("init_backoff", "max_backoff"))
+    left = limits["max_retries"]
+
+    @contextlib.contextmanager
+    def attempt() -> Iterator[None]:
+        nonlocal deadline
+        try:
+            yield
+        except BaseError as error:
+            now = time.monotonic()
+            deadline = min(deadline, now + limits["retry_timeout"].total_seconds())  # from the first failure on
+            if not left or now > deadline or not re.search(_TRANSIENT, str(error)):
+                raise
+
+    while True:
+        yield attempt()
+        time.sleep(wait_s)
+        wait_s, left = min(2 * wait_s, longest_s), left - 1
 
 
 class Bucket(Store):
@@ -377,7 +431,7 @@ class Bucket(Store):
     def _list(self, client: Any, prefix: str) -> Iterator[Object]:
         below = self._path(prefix.rstrip("/")) + "/" if prefix else self._root
         with self._explained(prefix, "list"):
-            for meta in itertools.chain.from_iterable(obstore.list(client, below or None, chunk_size=1000)):
+            for meta in _list_whole(client, below):
                 path, size = meta["path"], meta["size"]
                 key = path[len(self._root) :]
                 if not path.startswith(below) or key.startswith(".") or "/." in key:
@@ -401,16 +455,15 @@ class Bucket(Store):
         raise_if_changed(self.uri, expected, len(data), _etag(meta))
         return data
 
-    def read_range(self, key: str, start: int, length: int) -> bytes:
-        path = self._path(key)
-        if length == 0:
+    def read_range(self, expected: Object, start: int, length: int) -> bytes:
+        path, end = self._path(expected.key), min(start + length, expected.size)
+        if start >= end:
             return b""
-        try:
-            return bytes(obstore.get_range(self._client, path, start=start, length=length))
-        except (BaseError, ValueError, OSError) as error:
-            if "status code: 416" in str(error):
-                return b""
-            raise explain(error, f"{self.uri}/{key}", "read", self._endpoint) from None
+        with self._explained(expected.key, "read"):
+            found = obstore.get(self._client, path, options={"range": (start, end)})
+            data = bytes(found.bytes())
+        raise_if_changed(self.uri, expected, found.meta["size"], _etag(found.meta))
+        return data
 
     def write(self, key: str, data: bytes) -> str:
         path = self._path(key)
@@ -420,14 +473,14 @@ class Bucket(Store):
     def write_if_absent(self, key: str, data: bytes) -> str | None:
         path = self._path(key)
         with self._explained(key, "write if absent"):
-            for retry in reversed(range(5)):
-                try:
-                    return self._version(obstore.put(self._client, path, data, mode="create"))
-                except AlreadyExistsError as error:
-                    # AWS: another write of this key is under way, and may yet fail
-                    if "ConditionalRequestConflict" not in str(error):
-                        return None
-                    if not retry:
+            for attempt in _attempts(self._client):
+                with attempt:
+                    try:
+                        return self._version(obstore.put(self._client, path, data, mode="create"))
+                    except AlreadyExistsError as error:
+                        # AWS: another write of this key is under way, and may yet fail
+                        if "ConditionalRequestConflict" not in str(error):
+                            return None
                         raise
         raise AssertionError("unreachable")
 
@@ -443,7 +496,10 @@ class Bucket(Store):
     def delete(self, key: str) -> None:
         path = self._path(key)
         with contextlib.suppress(Missing), self._explained(key, "delete"):
-            obstore.delete(self._client, path)
+            for attempt in _attempts(self._client):
+                with attempt:
+                    obstore.delete(self._client, path)
+                    return
 
     def exists(self, key: str) -> bool:
         path = self._path(key)
@@ -454,6 +510,24 @@ class Bucket(Store):
 
     def check(self) -> None:
         next(self._list(self._connect(BRISK, BRISK_RETRY), ""), None)
+
+
+def _list_whole(client: Any, below: str) -> Iterator[Any]:
+    """obstore's listing; where it breaks off, from the start again without what was handed out.
+
+    Not from the last key on: SeaweedFS leaves out "a/b" when asked for what follows "a".
+    """
+    count, last = 0, None
+    for attempt in _attempts(client):
+        with attempt:
+            metas = itertools.chain.from_iterable(obstore.list(client, below or None, chunk_size=1000))
+            again = deque(itertools.islice(metas, count), maxlen=1)
+            if again and again[0]["path"] != last:
+                raise ValueError("it broke off, and changed before it could be taken up again")
+            for meta in metas:
+                count, last = count + 1, meta["path"]
+                yield meta
+            return
 
 
 def _etag(meta: Any) -> str:
@@ -538,11 +612,14 @@ class Folder(Store):
         raise_if_changed(self.uri, expected, len(data), version)
         return data
 
-    def read_range(self, key: str, start: int, length: int) -> bytes:
-        path = self._path(key)
-        with self._explained(key, "read"), open(path, "rb") as file:
+    def read_range(self, expected: Object, start: int, length: int) -> bytes:
+        path = self._path(expected.key)
+        with self._explained(expected.key, "read"), open(path, "rb") as file:
+            found = os.stat(file.fileno())
             file.seek(start)
-            return file.read(length)
+            data = file.read(length)
+        raise_if_changed(self.uri, expected, found.st_size, str(found.st_mtime_ns))
+        return data
 
     def write(self, key: str, data: bytes) -> str:
         version = self._put(key, data, lambda now: True)

@@ -23,11 +23,12 @@ import tensorflow as tf
 
 from orchestrator import model as models
 from orchestrator.dataset.cache import Cache, open_cache
-from orchestrator.dataset.pipeline import shared_tensor, training_batches, validation_batch
+from orchestrator.dataset.pipeline import Source, shared_tensor, training_batches, validation_batches
+from orchestrator.dataset.stream import Encoded
 from orchestrator.plan import Trial
 from orchestrator.result import Epoch, Result, now
 from orchestrator.run import Work
-from orchestrator.spec import EarlyStopping, Settings, settle
+from orchestrator.spec import Data, EarlyStopping, Settings, settle
 from orchestrator.store import StoreError
 
 _VALIDATION_BATCH = 64  # larger ones were no faster on a CPU, and hold more memory
@@ -62,10 +63,10 @@ def run_trial(trial: Trial, work: Work, report: Callable[[Epoch], None]) -> Resu
         "node": platform.node(),
         "device": _device(),
     }
+    training = None
     try:
         settings = settle(work.spec, trial.values)
-        cache = _cache(work, settings.data.image_size, settings.data.resize)
-        training = Training(settings, trial, work, cache)
+        training = Training(settings, trial, work, _cache(work, settings.data))
         training.train(report)
         result = Result(
             status="ok",
@@ -78,6 +79,7 @@ def run_trial(trial: Trial, work: Work, report: Callable[[Epoch], None]) -> Resu
         )
         work.run.write_result(result)
     except Exception as error:  # the one boundary: whatever a trial dies of becomes a row
+        error = next(iter(training.source.encoded.failures), error) if training and training.source.encoded else error
         return Result(
             status="failed", error=_last_line(error), finished_at=now(), peak_memory_mb=_peak_memory_mb(), **facts
         )
@@ -91,7 +93,6 @@ class Training:
 
     def __init__(self, settings: Settings, trial: Trial, work: Work, cache: Cache) -> None:
         self.settings, self.trial, self.run = settings, trial, work.run
-        self.threads = work.spec.resources.cpus_per_trial
         self.history: list[Epoch] = []
         self.digests: dict[int, str] = {}
         self.step = 0  # within the epoch that comes after the history
@@ -100,11 +101,18 @@ class Training:
         good = np.ones(len(work.index), bool)
         good[list(cache.bad)] = False
         self.rows = np.flatnonzero(~work.index.validation & good)
-        self.validation_rows = tf.constant(np.flatnonzero(work.index.validation & good), tf.int64)
+        self.validation_rows = np.flatnonzero(work.index.validation & good)
         self.steps = math.ceil(len(self.rows) / settings.train.batch_size)
-        self.images = shared_tensor(cache.images)
         labels = work.index.labels
-        self.labels = tf.constant(labels[:, None], tf.float32) if classes == 2 else tf.constant(labels, tf.int32)
+        self.source = Source(
+            None if cache.images is None else shared_tensor(cache.images),
+            tf.constant(labels[:, None], tf.float32) if classes == 2 else tf.constant(labels, tf.int32),
+            settings.data,
+            settings.augment,
+            trial.seed,
+            work.spec.resources.cpus_per_trial,
+            Encoded(work.index, work.images) if cache.images is None else None,
+        )
         self._per_image = _binary if classes == 2 else _categorical
 
         keras.utils.set_random_seed(trial.seed)
@@ -124,19 +132,8 @@ class Training:
         patience = self.settings.train.early_stopping
         batch_size, last = self.settings.train.batch_size, self.trial.milestones[-1]
         full_steps, rest = divmod(len(self.rows), batch_size)
-        batches = iter(
-            training_batches(
-                self.images,
-                self.labels,
-                self.rows,
-                self.settings.augment,
-                batch_size,
-                self.trial.seed,
-                start_step=len(self.history) * self.steps + self.step,
-                epochs=last,
-                threads=self.threads,
-            )
-        )
+        start_step = len(self.history) * self.steps + self.step
+        batches = iter(training_batches(self.source, self.rows, batch_size, start_step, epochs=last))
         train_steps, evaluate = self._functions()
         stretch = 8
         while len(self.history) < last and not _stopped(self.history, patience):
@@ -207,26 +204,21 @@ class Training:
                     tf.ensure_shape(labels, (size, *labels.shape[1:])),
                 )
 
-        images, labels, rows, augment, seed = (
-            self.images,
-            self.labels,
-            self.validation_rows,
-            self.settings.augment,
-            self.trial.seed,
-        )
-
         @tf.function(jit_compile=False)
+        def add_up(batches: tf.data.Iterator, count: tf.Tensor) -> tf.Tensor:
+            sums = tf.zeros(3, tf.float64)
+            for _ in tf.range(count):
+                images, labels = next(batches)
+                losses, correct = per_image(labels, tf.cast(model(images, training=False), tf.float32))
+                found = tf.stack([tf.reduce_sum(losses), tf.reduce_sum(correct), tf.cast(tf.size(correct), tf.float32)])
+                sums += tf.cast(found, tf.float64)
+            return sums + tf.stack([tf.cast(regularisation(), tf.float64) * sums[2], 0.0, 0.0])
+
+        validation = validation_batches(self.source, self.validation_rows, _VALIDATION_BATCH)
+        count = tf.constant(math.ceil(len(self.validation_rows) / _VALIDATION_BATCH))
+
         def evaluate() -> tf.Tensor:
-            sums = tf.zeros(2, tf.float64)
-            for start in tf.range(0, tf.size(rows), _VALIDATION_BATCH):
-                picked = rows[start : start + _VALIDATION_BATCH]
-                batch = validation_batch(images, picked, augment, seed)
-                losses, correct = per_image(
-                    tf.gather(labels, picked), tf.cast(model(batch, training=False), tf.float32)
-                )
-                sums += tf.cast(tf.stack([tf.reduce_sum(losses), tf.reduce_sum(correct)]), tf.float64)
-            count = tf.cast(tf.size(rows), tf.float64)
-            return tf.stack([sums[0] + tf.cast(regularisation(), tf.float64) * count, sums[1], count])
+            return add_up(iter(validation), count)
 
         return train_steps, evaluate
 
@@ -363,14 +355,14 @@ def _stopped(history: list[Epoch], stopping: EarlyStopping | None) -> bool:
 
 
 _tried: set[str] = set()
-_caches: dict[tuple[str, tuple[int, int], str], Cache] = {}
+_caches: dict[tuple[str, str, tuple[int, int], str, float], Cache] = {}
 
 
-def _cache(work: Work, image_size: tuple[int, int], resize: str) -> Cache:
+def _cache(work: Work, data: Data) -> Cache:
     """This node's cache, opened and verified once per worker."""
-    key = (work.index.digest, image_size, resize)
+    key = (work.images.uri, work.index.digest, data.image_size, data.resize, data.cache_limit_gb)
     if key not in _caches:
-        _caches[key] = open_cache(work.index, work.images, image_size, resize)
+        _caches[key] = open_cache(work.index, work.images, data)
     return _caches[key]
 
 
@@ -380,7 +372,7 @@ def prepare(trial: Trial, work: Work) -> dict[int, str]:
     Returns row -> reason for images that cannot be read. Raises BadInput.
     """
     settings = settle(work.spec, trial.values)
-    cache = _cache(work, settings.data.image_size, settings.data.resize)
+    cache = _cache(work, settings.data)
     if settings.model not in ("small_cnn", *_tried):
         models.build(settings.model, (*settings.data.image_size, 3), len(work.index.classes), settings.model_args)
         _tried.add(settings.model)

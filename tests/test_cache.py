@@ -58,7 +58,7 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def open_it(store: Store, size: tuple[int, int] = SIZE, resize: str = "bilinear") -> room.Cache:
-    return open_cache(index_of(store), store, size, resize)
+    return open_cache(index_of(store), store, Data(uri=store.uri, image_size=size, resize=resize))
 
 
 def only_cache(caches: Path) -> Path:
@@ -226,7 +226,7 @@ class TestDamage:
         before = store.read("b/0019.png")
         store.write("b/0019.png", b"other")
         with pytest.raises(Changed):
-            open_cache(index, store, SIZE, "bilinear")
+            open_cache(index, store, Data(uri=store.uri, image_size=SIZE))
         store.write("b/0019.png", before)
         assert np.array_equal(open_it(store).images[39], picture(39))
 

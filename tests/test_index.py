@@ -170,7 +170,7 @@ def class_digest(names: list[str]) -> str:
         def list(self, prefix: str = "") -> Iterator[Object]:
             yield Object("x.parquet", len(data), "1")
 
-        def read_range(self, key: str, start: int, length: int) -> bytes:
+        def read_range(self, expected: Object, start: int, length: int) -> bytes:
             return data[start : start + length]
 
     data = shard([(f"{i}.png", b"x", i % 2) for i in range(8)], names)

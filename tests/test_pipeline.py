@@ -10,8 +10,8 @@ import tensorflow as tf
 from images import picture
 from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
-from orchestrator.dataset.pipeline import shared_tensor, training_batches, transform, validation_batch
-from orchestrator.spec import Augment
+from orchestrator.dataset.pipeline import Source, shared_tensor, training_batches, transform, validation_batches
+from orchestrator.spec import Augment, Data
 
 pytestmark = pytest.mark.filterwarnings("ignore:Please import `affine_transform`")  # Keras' own affair
 
@@ -22,10 +22,16 @@ IMAGES = tf.constant(np.stack([picture(row, HEIGHT, WIDTH) for row in range(COUN
 LABELS = tf.range(COUNT)  # an image's label is its row: a batch tells which images it holds
 
 
+def source_of(images: tf.Tensor, labels: tf.Tensor, augment: Augment, seed: int = 0, threads: int = 1) -> Source:
+    data = Data.model_construct(uri="", image_size=tuple(images.shape[1:3]), resize="bilinear")
+    return Source(images, labels, data, augment, seed, threads)
+
+
 def batches(
     augment: Augment = ALL, batch_size: int = 5, seed: int = 0, start_step: int = 0, epochs: int = 2, threads: int = 1
 ) -> list[tuple[np.ndarray, list[int]]]:
-    stream = training_batches(IMAGES, LABELS, ROWS, augment, batch_size, seed, start_step, epochs, threads)
+    source = source_of(IMAGES, LABELS, augment, seed, threads)
+    stream = training_batches(source, ROWS, batch_size, start_step, epochs)
     return [(images, labels.tolist()) for images, labels in stream.as_numpy_iterator()]
 
 
@@ -115,7 +121,8 @@ class TestDraws:
     def augmented(self, image: np.ndarray, augment: Augment) -> np.ndarray:
         images = tf.constant(np.repeat(image[None], self.COUNT, 0))
         rows = np.arange(self.COUNT)
-        return next(iter(training_batches(images, tf.constant(rows), rows, augment, self.COUNT, 3, 0, 1, 1)))[0].numpy()
+        source = source_of(images, tf.constant(rows), augment, 3)
+        return next(iter(training_batches(source, rows, self.COUNT, 0, 1)))[0].numpy()
 
     @staticmethod
     def assert_uniform(values: np.ndarray, limit: float) -> None:
@@ -200,31 +207,36 @@ class TestTrainingBatches:
         """Whether an image is flipped says nothing of where it comes."""
         count = 4000
         images = tf.constant(np.tile(np.array([0, 255], np.uint8)[None, None, :, None], (count, 1, 1, 3)))
-        stream = training_batches(
-            images, tf.range(count), np.arange(count), Augment(horizontal_flip=True), count, 0, 0, 1, 1
-        )
+        source = source_of(images, tf.range(count), Augment(horizontal_flip=True))
+        stream = training_batches(source, np.arange(count), count, 0, 1)
         pixels, rows = next(iter(stream))
         flipped = pixels[:, 0, 0, 0].numpy() > 0.5
         assert abs(np.corrcoef(flipped, np.arange(count))[0, 1]) < 0.06
         assert abs(np.corrcoef(flipped, rows)[0, 1]) < 0.06
 
 
-class TestValidationBatch:
-    """What validates."""
+def validating(rows: list[int], augment: Augment, seed: int = 0, batch_size: int = 64) -> np.ndarray:
+    chain = validation_batches(source_of(IMAGES, LABELS, augment, seed), np.array(rows), batch_size)
+    found = [(images, labels.tolist()) for images, labels in chain.as_numpy_iterator()]
+    assert order(found) == rows
+    return np.concatenate([images for images, _ in found])
+
+
+class TestValidationBatches:
+    """What validates: every image once, in the order given."""
 
     def test_is_not_augmented(self) -> None:
         """Unless asked: plain pixels from 0 to 1."""
-        found = validation_batch(IMAGES, tf.constant([3, 1], tf.int64), ALL, 0).numpy()
+        found = validating([3, 1], ALL)
         assert np.abs(found - IMAGES.numpy()[[3, 1]] / np.float32(255)).max() < 1e-7
 
     def test_is_augmented_alike_in_every_epoch(self) -> None:
         """An image looks the same whenever and beside whichever it is asked for, as the seed says."""
         augment = ALL.model_copy(update={"validation": True})
-        one = validation_batch(IMAGES, tf.constant([3, 1], tf.int64), augment, 0).numpy()
-        two = tf.function(validation_batch)(IMAGES, tf.constant([7, 3, 8], tf.int64), augment, 0).numpy()
+        one, two = validating([3, 1], augment), validating([7, 3, 8], augment, batch_size=2)
         assert np.abs(one[0] - two[1]).max() < 1e-6
         assert np.abs(one - IMAGES.numpy()[[3, 1]] / 255).max() > 0.1
-        assert np.abs(one - validation_batch(IMAGES, tf.constant([3, 1], tf.int64), augment, 1)).max() > 0.1
+        assert np.abs(one - validating([3, 1], augment, seed=1)).max() > 0.1
 
 
 def own_mb() -> float:
@@ -261,7 +273,7 @@ class TestSharedTensor:
         size_mb, count = 150, 150 * 2**20 // (64 * 64 * 3)
         np.zeros((count, 64, 64, 3), np.uint8).tofile(tmp_path / "images")
         tensor = shared_tensor(np.memmap(tmp_path / "images", np.uint8, "c", shape=(count, 64, 64, 3)))
-        stream = training_batches(tensor, tf.zeros([count]), np.arange(count), Augment(), 64, 0, 0, 2, 1)
+        stream = training_batches(source_of(tensor, tf.zeros([count]), Augment()), np.arange(count), 64, 0, 2)
         steps = iter(stream)
         next(steps)
         before = own_mb()

@@ -87,7 +87,7 @@ class TestContract:
         (tmp_path / "a").write_bytes(b"outside")
         calls: list[Callable[[str], object]] = [
             store.read,
-            lambda key: store.read_range(key, 0, 1),
+            lambda key: store.read_range(Object(key, 7, "1"), 0, 1),
             lambda key: list(store.read_many([Object(key, 7, "1")])),
             lambda key: store.write(key, b""),
             lambda key: store.write_if_absent(key, b""),
@@ -124,14 +124,25 @@ class TestContract:
     def test_reads_ranges(self, store: Store) -> None:
         """A range stops at the object's end."""
         store.write("a", b"0123456789")
+        (found,) = store.list()
         ranges = [(0, 4), (4, 4), (8, 4), (10, 4), (12, 4), (3, 0)]
-        assert [store.read_range("a", *r) for r in ranges] == [b"0123", b"4567", b"89", b"", b"", b""]
+        expected = [b"0123", b"4567", b"89", b"", b"", b""]
+        assert [store.read_range(found, *r) for r in ranges] == expected
+        assert list(store.read_ranges([(found, *r) for r in ranges], in_flight=2)) == expected
+
+    def test_a_range_of_another_version(self, store: Store) -> None:
+        """A range of an object that is no longer the one listed is Changed."""
+        store.write("a", b"0123456789")
+        (found,) = store.list()
+        store.write("a", b"9876543210")
+        with pytest.raises(Changed, match="a: must be as listed"):
+            store.read_range(found, 0, 4)
 
     def test_missing_objects(self, store: Store) -> None:
         """Reading a missing key is Missing, looking it up or deleting it is fine."""
         store.write("folder/a", b"")
         for key in ("nothing", "folder", "folder/a/b"):
-            for read in (store.read, lambda key: store.read_range(key, 0, 1)):
+            for read in (store.read, lambda key: store.read_range(Object(key, 7, "1"), 0, 1)):
                 with pytest.raises(Missing, match=f"{key}: read failed"):
                     read(key)
             assert not store.exists(key)

@@ -1,10 +1,10 @@
 """Cache: the decoded images of one index on one node, one memory-mapped array shared by every trial there."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from orchestrator.dataset.index import Index
 from orchestrator.errors import BadInput
+from orchestrator.spec import Data, is_streamed
 from orchestrator.store import Store
 
 _FORMAT = 1  # a new number where the same image would decode to other pixels
@@ -21,11 +22,15 @@ _FORMAT = 1  # a new number where the same image would decode to other pixels
 
 @dataclass(frozen=True)
 class Cache:
-    """Decoded images. Attributes: images: (images, height, width, 3) uint8, on the page cache; bad: row -> reason."""
+    """What a node knows of an index.
 
-    images: np.ndarray
+    Attributes:
+        images: (images, height, width, 3) uint8, on the page cache; None where they are too many to be kept.
+        bad: Row of the index -> why the image cannot be read.
+    """
+
+    images: np.ndarray | None
     bad: dict[int, str]
-    built_s: float
 
 
 def cache_folder() -> Path:
@@ -33,25 +38,25 @@ def cache_folder() -> Path:
     return Path(os.environ.get("ORCHESTRATOR_CACHE_DIR") or "~/.cache/batch-orchestrator").expanduser()
 
 
-def open_cache(index: Index, store: Store, image_size: tuple[int, int], resize: str) -> Cache:
+def open_cache(index: Index, store: Store, data: Data) -> Cache:
     """Open this node's cache of the index, building it first if there is none or it is damaged.
 
-    One process builds while the others wait. Raises BadInput where the disk is too small,
-    StoreError where a read fails.
+    One process builds while the others wait. A data set that is_streamed is read once all the same, to know its bad
+    images, and only these are kept. Raises BadInput where the disk is too small, StoreError where a read fails.
     """
-    identity = f"{_FORMAT} {store.uri} {index.digest} {image_size} {resize}"
-    folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:32]
-    shape = (len(index), *image_size, 3)
-    started = time.perf_counter()
+    identity = f"{_FORMAT} {store.uri} {index.digest} {data.image_size} {data.resize}"
+    streamed = is_streamed(data, len(index))
+    name = hashlib.sha256(identity.encode()).hexdigest()[:32] + ("-checked" if streamed else "")
+    folder = cache_folder() / name
+    shape = None if streamed else (len(index), *data.image_size, 3)
     try:
         cache = _open(folder, shape)  # without the lock: whole or not, it is read alike by all at once
         if cache is None:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_suffix(".lock")):
-                started = time.perf_counter()
                 cache = _open(folder, shape)  # another process may have built it meanwhile
                 if cache is None:
-                    _build(folder, shape, index, store, image_size, resize)
+                    _build(folder, shape, index, store, data)
                     cache = _open(folder, shape)
     except OSError as error:
         raise BadInput(
@@ -63,49 +68,74 @@ def open_cache(index: Index, store: Store, image_size: tuple[int, int], resize: 
             f"the cache {folder} was just written and reads back damaged: check the disk, "
             f"or set ORCHESTRATOR_CACHE_DIR to another"
         )
-    return Cache(*cache, built_s=time.perf_counter() - started)
+    return cache
 
 
-def _open(folder: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[int, str]] | None:
-    """None where there is no cache, or one that is not whole."""
+def _open(folder: Path, shape: tuple[int, ...] | None) -> Cache | None:
+    """None where there is no cache, or one that is not whole. Marks it as used."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
+        bad = {int(row): str(reason) for row, reason in meta["bad"].items()}
+        if shape is None:
+            return Cache(None, bad)
         # mode "c" shares the pages and lets numpy hand them to TensorFlow, which refuses a read-only array
         images = np.memmap(folder / "images.u8", dtype=np.uint8, mode="c", shape=shape)
-        bad = {int(row): str(reason) for row, reason in meta["bad"].items()}
+        if os.path.getsize(folder / "images.u8") != images.nbytes or zlib.crc32(images) != meta.get("crc32"):
+            return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    whole = os.path.getsize(folder / "images.u8") == images.nbytes and zlib.crc32(images) == meta.get("crc32")
-    return (images, bad) if whole else None
+    with contextlib.suppress(OSError):  # a cache that may only be read is never in the way
+        os.utime(folder / "meta.json")
+    return Cache(images, bad)
 
 
-def _build(
-    folder: Path, shape: tuple[int, ...], index: Index, store: Store, image_size: tuple[int, int], resize: str
-) -> None:
+def _build(folder: Path, shape: tuple[int, ...] | None, index: Index, store: Store, data: Data) -> None:
     from orchestrator.dataset import stream  # here, so that only a worker loads TensorFlow
 
     half = folder.with_suffix(".half")
     for stale in (half, folder):
         shutil.rmtree(stale, ignore_errors=True)
-    size_bytes = int(np.prod(shape, dtype=np.int64))
-    free_bytes = shutil.disk_usage(folder.parent).free
+    if shape is not None:
+        _make_room(folder.parent, int(np.prod(shape, dtype=np.int64)), data.cache_limit_gb)
+    half.mkdir()
+    images = None if shape is None else _new_array(half / "images.u8", shape)
+    bad: dict[int, str] = {}
+    encoded = stream.Encoded(index, store)
+    found = stream.decoded(encoded, len(index), data.image_size, data.resize, threads=os.cpu_count() or 1)
+    for rows, what in found:
+        if isinstance(what, str):
+            bad[int(rows)] = what
+        elif images is not None:
+            images[rows] = what
+    if images is not None:
+        images.flush()
+    crc32 = None if images is None else zlib.crc32(images)
+    (half / "meta.json").write_text(json.dumps({"crc32": crc32, "bad": bad}))
+    os.replace(half, folder)
+
+
+def _make_room(parent: Path, size_bytes: int, limit_gb: float) -> None:
+    """Where all caches together would be more than limit_gb, those go that were unused for longest. Raises BadInput."""
+    caches = sorted((meta.stat().st_mtime, meta.parent) for meta in parent.glob("*/meta.json"))
+    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for _, folder in caches}
+    for _, folder in caches:
+        if sum(sizes.values()) + size_bytes <= limit_gb * 1e9:
+            break
+        shutil.rmtree(folder, ignore_errors=True)  # a trial that reads it keeps its pages until it ends
+        del sizes[folder]
+    free_bytes = shutil.disk_usage(parent).free
     if size_bytes > free_bytes:
         raise BadInput(
-            f"the cache folder {folder.parent} must have {size_bytes / 1e6:.0f} MB free for the decoded "
-            f"images, got {free_bytes / 1e6:.0f} MB: free some, or set ORCHESTRATOR_CACHE_DIR to another"
+            f"the cache folder {parent} must have {size_bytes / 1e6:.0f} MB free for the decoded images, got "
+            f"{free_bytes / 1e6:.0f} MB: free some, set ORCHESTRATOR_CACHE_DIR to another, or stream them anew each "
+            f"epoch with --set data.cache_limit_gb=0"
         )
-    half.mkdir()
-    bad: dict[int, str] = {}
-    with open(half / "images.u8", "xb") as file:
+
+
+def _new_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    size_bytes = int(np.prod(shape, dtype=np.int64))
+    with open(path, "xb") as file:
         file.truncate(size_bytes)
         if hasattr(os, "posix_fallocate"):  # a disk that fills up under a map would kill the process
             os.posix_fallocate(file.fileno(), 0, size_bytes)
-    images = np.memmap(half / "images.u8", dtype=np.uint8, mode="r+", shape=shape)
-    for rows, what in stream.decoded(index, store, image_size, resize, threads=os.cpu_count() or 1):
-        if isinstance(what, str):
-            bad[int(rows)] = what
-        else:
-            images[rows] = what
-    images.flush()
-    (half / "meta.json").write_text(json.dumps({"crc32": zlib.crc32(images), "bad": bad}))
-    os.replace(half, folder)
+    return np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -204,13 +204,56 @@ def _read_shard(store: Store, shard: Object) -> Iterator[tuple[str | None, str]]
 @contextlib.contextmanager
 def open_shard(store: Store, shard: Object) -> Iterator[pq.ParquetFile]:
     """A Parquet shard read by ranges. Raises BadInput, from the block too, where it is not Parquet."""
+    source = pa.PythonFile(_Ranged(shard, lambda at, size: store.read_range(shard, at, size)), mode="r")
     try:
-        with pq.ParquetFile(pa.PythonFile(_Ranged(store, shard), mode="r"), pre_buffer=True) as parquet:
+        with pq.ParquetFile(source) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:
-        raise BadInput(
-            f"{shard.key} must be a Parquet file, and cannot be read as one: {str(error).splitlines()[0]}"
-        ) from None
+        raise BadInput(_not_parquet(shard, error)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Where one row group's images lie: `length` bytes from `start` of a shard, `rows` of them."""
+
+    shard: Object
+    metadata: pq.FileMetaData
+    number: int
+    start: int
+    length: int
+    rows: int
+
+    def images(self, data: bytes) -> pa.Array:
+        """The encoded images in the bytes read from there. Raises BadInput where they are damaged."""
+        try:
+            read = _Ranged(self.shard, lambda at, size: data[at - self.start : at - self.start + size])
+            source = pa.PythonFile(read, mode="r")
+            with pq.ParquetFile(source, metadata=self.metadata) as parquet:
+                table = parquet.read_row_group(self.number, columns=["image.bytes"], use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise BadInput(_not_parquet(self.shard, error)) from None
+        return table["image"].combine_chunks().field("bytes")
+
+
+def row_groups(index: Index, store: Store) -> tuple[RowGroup, ...]:
+    """The row groups of a packed index, in its order."""
+    groups = []
+    for shard in index.objects:
+        with open_shard(store, shard) as parquet:
+            metadata = parquet.metadata
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            columns = (group.column(i) for i in range(group.num_columns))
+            column = next(column for column in columns if column.path_in_schema == "image.bytes")
+            start = column.data_page_offset
+            if column.has_dictionary_page:
+                start = min(start, column.dictionary_page_offset)
+            groups.append(RowGroup(shard, metadata, number, start, column.total_compressed_size, group.num_rows))
+    return tuple(groups)
+
+
+def _not_parquet(shard: Object, error: Exception) -> str:
+    return f"{shard.key} must be a Parquet file, and cannot be read as one: {str(error).splitlines()[0]}"
 
 
 def _class_names(schema: pa.Schema) -> list[str] | None:
@@ -242,18 +285,18 @@ def _split(table: pa.Table, data: Data) -> np.ndarray:
 class _Ranged:
     """A read-only file over ranged reads, as pyarrow wants it."""
 
-    def __init__(self, store: Store, shard: Object) -> None:
-        self._store, self._shard, self._at, self.closed = store, shard, 0, False
+    def __init__(self, shard: Object, read_range: Callable[[int, int], bytes]) -> None:
+        self._size, self._read_range, self._at, self.closed = shard.size, read_range, 0, False
 
     def read(self, size: int = -1) -> bytes:
-        left = max(0, self._shard.size - self._at)
+        left = max(0, self._size - self._at)
         size = left if size is None or size < 0 else min(size, left)
-        data = self._store.read_range(self._shard.key, self._at, size) if size else b""
+        data = self._read_range(self._at, size) if size else b""
         self._at += len(data)
         return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self._shard.size)[whence]
+        self._at = offset + (0, self._at, self._size)[whence]
         return self._at
 
     def tell(self) -> int:

@@ -1,16 +1,17 @@
-"""Pipeline: cached images -> shuffled, augmented batches. tf.data, one chain read top to bottom.
+"""Pipeline: cached or streamed images -> shuffled, augmented batches. tf.data, one chain read top to bottom.
 
 Stateless: what a batch holds depends on (seed, epoch, example) alone, never on what was read before it, so a trial can
 stop anywhere and go on exactly there.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
-from orchestrator.dataset.stream import thread_options
-from orchestrator.spec import Augment
+from orchestrator.dataset.stream import CHUNK, WINDOW_BYTES, Encoded, decode, thread_options
+from orchestrator.spec import Augment, Data
 
 _VALIDATION_DRAW = 2**31 - 1  # an "epoch" of its own, so that augmented validation is the same in every epoch
 
@@ -25,54 +26,110 @@ def shared_tensor(images: np.ndarray) -> tf.Tensor:
     return tf.experimental.dlpack.from_dlpack(np.asarray(images).__dlpack__())
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where a trial's images come from.
+
+    Attributes:
+        images: (n, height, width, 3) uint8, all of them; None: they are streamed from `encoded` in every epoch.
+        labels: (n,) or (n, 1), any type.
+        threads: That decode and augment.
+    """
+
+    images: tf.Tensor | None
+    labels: tf.Tensor
+    data: Data
+    augment: Augment
+    seed: int
+    threads: int
+    encoded: Encoded | None = None
+
+
 def training_batches(
-    images: tf.Tensor,
-    labels: tf.Tensor,
-    rows: np.ndarray,
-    augment: Augment,
-    batch_size: int,
-    seed: int,
-    start_step: int,
-    epochs: int,
-    threads: int,
+    source: Source, rows: np.ndarray, batch_size: int, start_step: int, epochs: int
 ) -> tf.data.Dataset:
     """Batches of all epochs in one stream, from `start_step` (counted over all epochs) on.
 
-    images: (n, height, width, 3) uint8. labels: (n,) any. rows: positions of the training images.
+    rows: positions of the training images.
     Yields ((batch, height, width, 3) float32 in [0, 1], (batch,) labels); each epoch ends in what remains of it.
     """
     steps = math.ceil(len(rows) / batch_size)
     rows = tf.constant(rows, tf.int64)
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        # -1 - epoch: or else the order would come from the same random bits as the draws
-        order = tf.random.experimental.stateless_shuffle(rows, tf.stack([tf.constant(seed, tf.int64), -1 - epoch]))
-        matrices = _matrices(_draws(images, seed, epoch), images.shape[1], images.shape[2], augment)
         first = tf.where(epoch == start_step // steps, tf.constant(start_step % steps, tf.int64), 0)
-        return tf.data.Dataset.range(first, steps).map(
-            lambda step: batch(order[step * batch_size : (step + 1) * batch_size], matrices),
-            num_parallel_calls=threads if threads > 1 else None,  # in order all the same
+        order = _shuffled(source, rows, epoch)[first * batch_size :]
+        return _batches(
+            source, order, batch_size, _matrices(_draws(source, epoch), *source.data.image_size, source.augment)
         )
-
-    def batch(picked: tf.Tensor, matrices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        found = _resample(tf.gather(images, picked), tf.gather(matrices, picked), augment)
-        return found * (1 / 255), tf.gather(labels, picked)
 
     return (
         tf.data.Dataset.range(start_step // steps, epochs)
         .flat_map(one_epoch)
         .prefetch(4)
-        .with_options(thread_options(threads))
+        .with_options(thread_options(source.threads))
     )
 
 
-def validation_batch(images: tf.Tensor, picked: tf.Tensor, augment: Augment, seed: int) -> tf.Tensor:
-    """Images of one large validation batch: (batch, height, width, 3) float32 in [0, 1]."""
-    with tf.device("CPU"):  # where the images are: only the batch goes to a GPU
-        batch = tf.gather(images, picked)
-        if augment.validation:
-            batch = transform(batch, tf.gather(_draws(images, seed, _VALIDATION_DRAW), picked), augment)
-        return tf.cast(batch, tf.float32) * (1 / 255)
+def validation_batches(source: Source, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
+    """The images of `rows` once, in this order. Yields as training_batches does."""
+    matrices = None
+    if source.augment.validation:
+        matrices = _matrices(_draws(source, _VALIDATION_DRAW), *source.data.image_size, source.augment)
+    chain = _batches(source, tf.constant(rows, tf.int64), batch_size, matrices)
+    return chain.prefetch(2).with_options(thread_options(source.threads))
+
+
+def _batches(source: Source, order: tf.Tensor, batch_size: int, matrices: tf.Tensor | None) -> tf.data.Dataset:
+    """The images in `order`, batch by batch, changed as the matrices say ((n, 6), one for every image)."""
+
+    def finish(picked: tf.Tensor, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        found = (
+            tf.cast(images, tf.float32)
+            if matrices is None
+            else _resample(images, tf.gather(matrices, picked), source.augment)
+        )
+        return found * (1 / 255), tf.gather(source.labels, picked)
+
+    parallel = source.threads if source.threads > 1 else None  # in order all the same
+    if source.images is not None:
+
+        def pick(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            picked = order[step * batch_size : (step + 1) * batch_size]
+            return finish(picked, tf.gather(source.images, picked))
+
+        steps = -(-tf.size(order, tf.int64) // batch_size)
+        return tf.data.Dataset.range(steps).map(pick, num_parallel_calls=parallel)
+    size, resize = source.data.image_size, source.data.resize
+    return (
+        tf.data.Dataset.from_generator(source.encoded.chunks, args=(order,), output_signature=CHUNK)
+        .prefetch(1)  # the next chunk crosses the network while this one is decoded
+        .unbatch()
+        .map(lambda row, blob: (row, decode(blob, size, resize)), num_parallel_calls=parallel)
+        .batch(batch_size)
+        .map(finish)
+    )
+
+
+def _shuffled(source: Source, rows: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
+    """The rows in this epoch's order.
+
+    Streamed shards are shuffled as they can be read: row groups, in windows of some, and the rows within a window.
+    """
+    # -1 - epoch: or else the order would come from the same random bits as the draws
+    key = tf.stack([tf.constant(source.seed, tf.int64), -1 - epoch])
+    order = tf.random.experimental.stateless_shuffle(rows, key)
+    if source.images is not None or not source.encoded.packed:
+        return order
+    group_of_row, group_bytes = source.encoded.group_of_row, source.encoded.group_bytes
+    groups = tf.random.experimental.stateless_shuffle(tf.range(len(group_bytes)), key)
+    window_of_group = tf.scatter_nd(
+        groups[:, None],
+        tf.cumsum(tf.gather(tf.constant(group_bytes), groups)) // (WINDOW_BYTES // 2),
+        tf.constant([len(group_bytes)]),
+    )
+    windows = tf.gather(window_of_group, tf.gather(tf.constant(group_of_row), order))
+    return tf.gather(order, tf.argsort(windows, stable=True))
 
 
 def transform(batch: tf.Tensor, draws: tf.Tensor, augment: Augment) -> tf.Tensor:
@@ -143,6 +200,7 @@ def _matrices(draws: tf.Tensor, height: int, width: int, augment: Augment) -> tf
     return tf.stack([cos * mirror, sin, shift_x + flipped_x, -sin * mirror, cos, shift_y + flipped_y], axis=1)
 
 
-def _draws(images: tf.Tensor, seed: int, epoch: int | tf.Tensor) -> tf.Tensor:
+def _draws(source: Source, epoch: int | tf.Tensor) -> tf.Tensor:
     """(n, 4) float32 in [0, 1), the same for an example whatever the batch or the machine."""
-    return tf.random.stateless_uniform([images.shape[0], 4], tf.stack([tf.constant(seed, tf.int64), epoch]))
+    key = tf.stack([tf.constant(source.seed, tf.int64), epoch])
+    return tf.random.stateless_uniform([source.labels.shape[0], 4], key)

@@ -11,8 +11,8 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from orchestrator.dataset.pipeline import shared_tensor, training_batches
-from orchestrator.spec import Augment
+from orchestrator.dataset.pipeline import Source, shared_tensor, training_batches
+from orchestrator.spec import Augment, Data
 
 IMAGES, SIDE, BATCH = 8000, 64, 10
 AUGMENTS = {
@@ -33,8 +33,9 @@ def pull(batches: tf.data.Iterator, steps: tf.Tensor) -> tf.Tensor:
 
 
 def images_per_s(images: tf.Tensor, augment: Augment, threads: int, epochs: int) -> float:
-    labels, rows, steps = tf.zeros([IMAGES, 1]), np.arange(IMAGES), IMAGES // BATCH
-    batches = iter(training_batches(images, labels, rows, augment, BATCH, 0, 0, epochs + 1, threads))
+    steps = IMAGES // BATCH
+    source = Source(images, tf.zeros([IMAGES, 1]), Data(uri="none", image_size=SIDE), augment, 0, threads)
+    batches = iter(training_batches(source, np.arange(IMAGES), BATCH, 0, epochs + 1))
     best = 0.0
     pull(batches, tf.constant(steps))
     for _ in range(epochs):
