@@ -65,7 +65,7 @@ def orchestrate(spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, 
     images.check()
     index = build_index(images, spec.data)
     code = read_code(spec.model, [axis for axis in spec.axes if axis not in AXIS_PATHS])
-    counts = Counts(int((~index.validation).sum()), int(index.validation.sum()))
+    counts = Counts(int((~index.validation).sum()), int(index.validation.sum()), index.packed)
     plan = make_plan(spec, counts, index.digest, code, share_epochs)
 
     run = Run(open_store(f"{spec.output.rstrip('/')}/{spec.name}", create=True))
@@ -80,7 +80,7 @@ def orchestrate(spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, 
     stands = standing(plan, gathered.done, before["points"] if before else ())
     if plan_only:
         slots = spec.resources.max_concurrent or max(1, (os.cpu_count() or 1) // spec.resources.cpus_per_trial)
-        text = describe(plan, spec.name, _describe_index(index, counts, images.uri), run.store.uri, stands, slots)
+        text = describe(plan, spec, _describe_index(index, counts, images.uri), run.store.uri, stands, slots)
         print(json.dumps(as_tree(plan, stands), indent=1) if as_json else text)
         return DONE
 
@@ -231,9 +231,7 @@ def _read_spec(path: str | None, overrides: list[str]) -> Spec:
 def _describe_index(index: Index, counts: Counts, uri: str) -> str:
     sizes = ", ".join(f"{name} {count}" for name, count in zip(index.classes, np.bincount(index.labels), strict=True))
     left_out = "".join(
-        f"; {count} {what}"
-        for count, what in ((len(index.bad), "skipped"), (index.ignored, "other files ignored"))
-        if count
+        f"; {count} {what}" for count, what in ((len(index.bad), "skipped"), (index.ignored, "ignored")) if count
     )
     return (
         f"{len(index)} of {len(index.classes)} classes ({sizes}) in {uri}: {counts.training} train, "

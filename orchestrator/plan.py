@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.errors import BadInput
 from orchestrator.model import Code
-from orchestrator.spec import AXIS_PATHS, Settings, Spec, axis_path, canonical, settle, shared_settings
+from orchestrator.spec import AXIS_PATHS, Settings, Spec, axis_path, canonical, is_streamed, settle, shared_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,11 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Images that train and that validate."""
+    """Images that train and that validate. packed: they are rows of Parquet shards."""
 
     training: int
     validation: int
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ def make_plan(spec: Spec, counts: Counts, index_digest: str, code: Code, share_e
         values = {name: given[name] if name in given else defaults[name] for name in axes}
         epochs = values.get("epochs", spec.train.epochs)
         own = [f"{paths[name]}={canonical(value)}" for name, value in values.items() if name != "epochs"]
+        if counts.packed and is_streamed(settle(spec, values).data, counts.training + counts.validation):
+            own.append("streamed=True")  # shards that are streamed are shuffled in windows
         for seed in spec.seeds:
             trained = "\n".join(sorted([*fixed, *own, f"seed={seed}"] + ([] if share_epochs else [f"alone={epochs}"])))
             trial_id = _digest(trained)
@@ -152,7 +155,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def describe(plan: Plan, name: str, index: str, folder: str, standing: Mapping[str, int], slots: int) -> str:
+def describe(plan: Plan, spec: Spec, index: str, folder: str, standing: Mapping[str, int], slots: int) -> str:
     """The plan as a person reads it.
 
     index: one line on the images. standing: how many points are done, missing and new in the run folder.
@@ -163,8 +166,9 @@ def describe(plan: Plan, name: str, index: str, folder: str, standing: Mapping[s
     wall_s = max([worker_s / slots, *(trial.forecast_s for trial in plan.trials)])
     shared = "" if plan.epochs_asked == plan.epochs_trained else " (points that differ only in epochs share a trial)"
     lines = [
-        f"{name}: {many(len(plan.points), 'point')}, {many(len(plan.trials), 'trial')}",
+        f"{spec.name}: {many(len(plan.points), 'point')}, {many(len(plan.trials), 'trial')}",
         f"  images  {index}",
+        *(f"  cache   {line}" for line in _cache_lines(plan, spec)),
         f"  steps   an epoch: {steps}",
         f"  epochs  {plan.epochs_asked} asked for, {plan.epochs_trained} trained{shared}",
         f"  time    about {clock(wall_s)} with {slots} at once ({clock(worker_s)} of worker time, without start-up)",
@@ -230,6 +234,19 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def _cache_lines(plan: Plan, spec: Spec) -> Iterator[str]:
+    """For each image size: whether a node keeps the decoded images, and why."""
+    images = plan.counts.training + plan.counts.validation
+    for size in dict.fromkeys(trial.values.get("image_size", spec.data.image_size) for trial in plan.trials):
+        data = spec.data.model_copy(update={"image_size": size})
+        decoded = f"{images * 3 * math.prod(size) / 1e6:,.1f} MB decoded at {size[0]}x{size[1]}"
+        limit = f"data.cache_limit_gb, {data.cache_limit_gb:g} GB"
+        if is_streamed(data, images):
+            yield f"{decoded}: more than {limit}, so every epoch of every trial streams them anew"
+        else:
+            yield f"{decoded}: within {limit}, so each node fetches and decodes them once"
 
 
 def _batch_size(plan: Plan, trial: Trial) -> int:

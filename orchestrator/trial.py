@@ -78,8 +78,9 @@ def run_trial(trial: Trial, work: Work, report: Callable[[Epoch], None]) -> Resu
             **facts,
         )
         work.run.write_result(result)
-    except Exception as error:  # the one boundary: whatever a trial dies of becomes a row
-        error = next(iter(training.source.encoded.failures), error) if training and training.source.encoded else error
+    except Exception:  # the one boundary: whatever a trial dies of becomes a row
+        if training and training.source.encoded and training.source.encoded.failures:
+            error = training.source.encoded.failures.pop()  # tf.data reports it as one of its own
         return Result(
             status="failed", error=_last_line(error), finished_at=now(), peak_memory_mb=_peak_memory_mb(), **facts
         )
@@ -111,7 +112,7 @@ class Training:
             settings.augment,
             trial.seed,
             work.spec.resources.cpus_per_trial,
-            Encoded(work.index, work.images) if cache.images is None else None,
+            _encoded(work) if cache.images is None else None,
         )
         self._per_image = _binary if classes == 2 else _categorical
 
@@ -355,6 +356,7 @@ def _stopped(history: list[Epoch], stopping: EarlyStopping | None) -> bool:
 
 
 _tried: set[str] = set()
+_sources: dict[tuple[str, str], Encoded] = {}
 _caches: dict[tuple[str, str, tuple[int, int], str, float], Cache] = {}
 
 
@@ -364,6 +366,14 @@ def _cache(work: Work, data: Data) -> Cache:
     if key not in _caches:
         _caches[key] = open_cache(work.index, work.images, data)
     return _caches[key]
+
+
+def _encoded(work: Work) -> Encoded:
+    """The images as they lie in the store; a worker reads the shards' footers once."""
+    key = (work.images.uri, work.index.digest)
+    if key not in _sources:
+        _sources[key] = Encoded(work.index, work.images)
+    return _sources[key]
 
 
 def prepare(trial: Trial, work: Work) -> dict[int, str]:

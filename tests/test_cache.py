@@ -291,3 +291,38 @@ class TestDisk:
             lock.unlink()
         open_it(store)
         assert list(caches.glob("*.lock")) == []
+
+
+class TestLimit:
+    """data.cache_limit_gb: what decoded images may take on a node."""
+
+    def open_with(self, store: Store, limit_gb: float, size: tuple[int, int] = SIZE) -> room.Cache:
+        return open_cache(index_of(store), store, Data(uri=store.uri, image_size=size, cache_limit_gb=limit_gb))
+
+    def test_the_cache_unused_for_longest_goes_first(self, store: Counting, caches: Path) -> None:
+        """Three caches of which two fit: the one opened last stays, the other of the first two goes."""
+        sizes = [(24, 32), (24, 33), (24, 34)]
+        limit_gb = 40 * 24 * 34 * 3 * 2.1 / 1e9
+        for second, size in enumerate(sizes[:2]):
+            self.open_with(store, limit_gb, size)
+            for meta in caches.glob("*/meta.json"):
+                if meta.stat().st_mtime > 1e9:
+                    os.utime(meta, (second, second))
+        os.utime(max(caches.glob("*/meta.json"), key=lambda meta: -meta.stat().st_mtime), (5, 5))
+        self.open_with(store, limit_gb, sizes[2])
+        reads = store.reads
+        self.open_with(store, limit_gb, sizes[0])
+        assert store.reads == reads
+        self.open_with(store, limit_gb, sizes[1])
+        assert store.reads == reads + 1
+
+    def test_what_is_larger_is_only_checked(self, store: Counting, caches: Path) -> None:
+        """Nothing but the list of bad images is kept, and made once."""
+        fill(store, {"a/0003.png": b"no image"})
+        cache = self.open_with(store, 0)
+        assert cache.images is None
+        assert list(cache.bad) == [3]
+        reads = store.reads
+        assert self.open_with(store, 0).bad == cache.bad
+        assert store.reads == reads
+        assert not list(caches.rglob("images.u8"))

@@ -2,16 +2,22 @@
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from images import picture
+from images import as_shards, class_folder, fill, picture
 from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
+from orchestrator.dataset import pipeline, stream
+from orchestrator.dataset.index import build_index
 from orchestrator.dataset.pipeline import Source, shared_tensor, training_batches, transform, validation_batches
+from orchestrator.dataset.stream import Encoded, decoded
 from orchestrator.spec import Augment, Data
+from orchestrator.store import open_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Please import `affine_transform`")  # Keras' own affair
 
@@ -280,3 +286,68 @@ class TestSharedTensor:
         for _ in range(math.ceil(count / 64)):
             next(steps)
         assert own_mb() - before < size_mb / 3
+
+
+class TestStreamed:
+    """What is too large to cache: read from the store again in every epoch."""
+
+    COUNTS: ClassVar = {"a": 70, "b": 77}
+
+    def sources(self, folder: Path, files: dict[str, bytes]) -> tuple[Source, Source, np.ndarray]:
+        """The same images cached and streamed, and the rows that train."""
+        store = fill(open_store(str(folder), create=True), files)
+        index = build_index(store, Data(uri="x"))
+        data = Data(uri="x", image_size=(24, 32))
+        images = np.zeros((len(index), 24, 32, 3), np.uint8)
+        for rows, found in decoded(Encoded(index, store), len(index), data.image_size, data.resize, 1):
+            images[rows] = found
+        labels = tf.range(len(index))
+        cached = Source(tf.constant(images), labels, data, ALL, 3, 1)
+        return cached, replace(cached, images=None, encoded=Encoded(index, store)), np.flatnonzero(~index.validation)
+
+    def read(self, source: Source, rows: np.ndarray, start_step: int = 0) -> list[tuple[np.ndarray, list[int]]]:
+        chain = training_batches(source, rows, 5, start_step, 2)
+        return [(images, labels.tolist()) for images, labels in chain.as_numpy_iterator()]
+
+    def test_single_objects_come_as_from_the_cache(self, tmp_path: Path) -> None:
+        """The same images in the same order, so a trial is the same wherever its images lie."""
+        cached, streamed, rows = self.sources(tmp_path, class_folder(self.COUNTS))
+        expected = self.read(cached, rows)
+        assert same(self.read(streamed, rows), expected)
+        assert same(self.read(streamed, rows, 17), expected[17:])
+        assert same(self.read(replace(streamed, threads=2), rows), expected)
+
+    def test_shards_are_shuffled_in_windows_of_row_groups(self, tmp_path: Path, monkeypatch) -> None:
+        """Each image once an epoch, in windows of row groups whose order is the epoch's own; exact from any step."""
+        monkeypatch.setattr(pipeline, "WINDOW_BYTES", 80_000)  # each shard holds 5 groups of 16 rows, about 20 kB
+        monkeypatch.setattr(stream, "WINDOW_BYTES", 80_000)
+        cached, streamed, rows = self.sources(tmp_path, as_shards(class_folder(self.COUNTS), 2))
+        found = self.read(streamed, rows)
+        steps = math.ceil(len(rows) / 5)
+        first, second = order(found[:steps]), order(found[steps:])
+        assert sorted(first) == sorted(second) == rows.tolist()
+        assert first != second
+        assert first != rows.tolist()
+        plain = by_row(self.read(cached, rows)[:steps])
+        assert all(np.abs(image - plain[row]).max() < 1e-6 for row, image in by_row(found[:steps]).items())
+        group = streamed.encoded.group_of_row
+        early = {int(group[row]) for row in first[: len(first) // 4]}
+        assert len(early) < len(set(group.tolist()))
+        for start_step in (7, steps, steps + 3):
+            assert same(self.read(streamed, rows, start_step), found[start_step:])
+
+    def test_what_validates_comes_in_order(self, tmp_path: Path) -> None:
+        """Streamed or cached, the same images."""
+        cached, streamed, rows = self.sources(tmp_path, as_shards(class_folder(self.COUNTS), 2))
+        for (one, _), (two, _) in zip(
+            validation_batches(cached, rows, 16), validation_batches(streamed, rows, 16), strict=True
+        ):
+            assert np.array_equal(one, two)
+
+    def test_an_object_that_changed_ends_the_epoch_by_name(self, tmp_path: Path) -> None:
+        """Never a silently shorter epoch; the reason is kept where the trial looks for it."""
+        _, streamed, rows = self.sources(tmp_path, class_folder(self.COUNTS))
+        (tmp_path / "a" / "0050.png").write_bytes(b"other")
+        with pytest.raises(tf.errors.OpError):
+            self.read(streamed, rows)
+        assert "a/0050.png: must be as listed" in str(streamed.encoded.failures[0])

@@ -302,7 +302,8 @@ def test_differences_name_each_shared_setting_that_changed():
 def test_the_description_shows_points_trials_steps_and_epochs():
     """The notebook's 6404 images make 641 steps of 10, the last of 4 images, and 201 of 32."""
     plan = planned(grid={"batch_size": [10, 32], "epochs": [5, 10]})
-    text = describe(plan, "cats", "8005 of 2 classes", "runs/cats", {"done": 1, "missing": 0, "new": 3}, 2)
+    spec = load_spec("{name: cats, data: {uri: x}, grid: {batch_size: [10, 32], epochs: [5, 10]}}")
+    text = describe(plan, spec, "8005 of 2 classes", "runs/cats", {"done": 1, "missing": 0, "new": 3}, 2)
     assert "cats: 4 points, 2 trials\n" in text
     assert "an epoch: 641 at batch size 10 (the last of 4); 201 at batch size 32 (the last of 4)\n" in text
     assert "30 asked for, 20 trained (points that differ only in epochs share a trial)\n" in text
@@ -340,3 +341,23 @@ def test_the_small_models_own_defaults_are_the_ones_that_count():
     code = read_code("small_cnn", [])
     before, after = planned(code=code), planned(code=code, grid={"batch_size": [5, 10], "dropout": [0.0, 0.5]})
     assert trial_ids(before) < trial_ids(after)
+
+
+def test_the_description_says_whether_images_are_kept_and_why():
+    """Within the limit each node decodes them once; above it every epoch streams them anew."""
+    plan = planned(grid={"image_size": [32, 64], "epochs": [1]})
+    spec = load_spec("{name: cats, data: {uri: x, cache_limit_gb: 0.05}, grid: {image_size: [32, 64], epochs: [1]}}")
+    text = describe(plan, spec, "8005", "runs/cats", {}, 2)
+    assert "24.6 MB decoded at 32x32: within data.cache_limit_gb, 0.05 GB" in text
+    assert "98.4 MB decoded at 64x64: more than data.cache_limit_gb, 0.05 GB, so every epoch" in text
+
+
+def test_streamed_shards_are_other_trials_and_streamed_objects_are_not():
+    """Shards that are streamed come in another order; single objects in the same one, wherever they are read from."""
+
+    def trial_id(limit_gb: float, packed: bool) -> str:
+        spec = load_spec(f"{{name: a, data: {{uri: x, cache_limit_gb: {limit_gb}}}, grid: {{batch_size: [4]}}}}")
+        return make_plan(spec, Counts(80, 20, packed), "i", Code("c", {})).trials[0].id
+
+    assert trial_id(0, packed=False) == trial_id(20, packed=False) == trial_id(20, packed=True)
+    assert trial_id(0, packed=True) != trial_id(20, packed=True)

@@ -243,6 +243,7 @@ class TestFormats:
             ("BMP", "RGB", {}, 0),
             ("BMP", "RGBA", {}, 0),
             ("BMP", "L", {}, 0),
+            ("GIF", "L", {}, 0),
             ("GIF", "P", {}, 0),
             ("WEBP", "RGB", {"lossless": True}, 0),
             ("WEBP", "RGB", {}, 0),
@@ -265,6 +266,17 @@ class TestFormats:
         """A palette with a transparent colour keeps its colours."""
         blob = encoded(picture(3), "PNG", "P", transparency=0)
         assert np.array_equal(run(blob, SIZE, "bilinear"), by_pillow(blob))
+
+    @pytest.mark.parametrize("mode", ["P", "1"])
+    def test_bmp_with_a_palette(self, folder: Store, mode: str) -> None:
+        """TensorFlow alone would take the numbers of its colours for shades of grey."""
+        blob = encoded(picture(3), "BMP", mode)
+        fill(folder, class_folder({"a": 3, "b": 3}) | {"a/palette.bmp": blob})
+        index = index_of(folder)
+        images, bad = collect(index, folder)
+        assert not bad
+        found = images[index.paths.index("a/palette.bmp")]
+        assert np.array_equal(found, run(encoded(by_pillow(blob).astype(np.uint8)), SIZE, "bilinear"))
 
     def test_first_frame(self) -> None:
         """Of an animation the first frame counts."""
