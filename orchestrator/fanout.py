@@ -97,15 +97,18 @@ def fan_out(work: Work, cluster: Cluster, trials: Sequence[Trial], watch: Watch,
     by_id = {trial.id: trial for trial in trials}
 
     def train(config: dict[str, str], work: Work, by_id: dict[str, Trial]) -> None:
-        room, trial = _trial_room(work), by_id[config["trial"]]
         try:
-            unreadable = room.prepare(trial, work)
+            result = _trial_room(work).run_trial(
+                by_id[config["trial"]],
+                work,
+                # report returns when the driver has taken it, and may have stopped the run
+                ready=lambda unreadable: tune.report({"ready": unreadable}),
+                report=lambda epoch: tune.report({"epoch": epoch.model_dump_json()}),
+            )
         except BadInput as error:
             tune.report({"refused": str(error)})
-            return
-        tune.report({"ready": unreadable})  # returns when the driver has taken it, and may have stopped the run
-        result = room.run_trial(trial, work, lambda epoch: tune.report({"epoch": epoch.model_dump_json()}))
-        tune.report({"result": result.model_dump_json()})
+        else:
+            tune.report({"result": result.model_dump_json()})
 
     class Unsaved:
         """Tune pickles whatever it is given, into a file that nobody reads."""

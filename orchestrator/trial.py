@@ -25,6 +25,7 @@ from orchestrator import model as models
 from orchestrator.dataset.cache import Cache, open_cache
 from orchestrator.dataset.pipeline import Source, shared_tensor, training_batches, validation_batches
 from orchestrator.dataset.stream import Encoded
+from orchestrator.errors import BadInput
 from orchestrator.plan import Trial
 from orchestrator.result import Epoch, Result, now
 from orchestrator.run import Work
@@ -48,11 +49,15 @@ def use_threads(count: int) -> None:
         tf.config.experimental.set_memory_growth(gpu, True)
 
 
-def run_trial(trial: Trial, work: Work, report: Callable[[Epoch], None]) -> Result:
+def run_trial(
+    trial: Trial, work: Work, ready: Callable[[dict[int, str]], None], report: Callable[[Epoch], None]
+) -> Result:
     """Train one trial, from its checkpoint if it has one; write its result into the run folder and give it back.
 
-    report: called after each epoch. A failure becomes a Result with status "failed", which is not written: the next run
-    tries it again.
+    ready: called before the first step with what this node cannot read, row of the index -> reason.
+    report: called after each epoch.
+    A failure becomes a Result with status "failed", which is not written: the next run tries it again. But BadInput
+    before `ready` is raised: the data, the model's output or the node's disk will do for no trial.
     """
     started_at = now()
     _reset_peak_memory()
@@ -66,7 +71,9 @@ def run_trial(trial: Trial, work: Work, report: Callable[[Epoch], None]) -> Resu
     training = None
     try:
         settings = settle(work.spec, trial.values)
-        training = Training(settings, trial, work, _cache(work, settings.data))
+        cache = _cache(work, settings.data)
+        training = Training(settings, trial, work, cache)
+        ready(cache.bad)
         training.train(report)
         result = Result(
             status="ok",
@@ -78,11 +85,17 @@ def run_trial(trial: Trial, work: Work, report: Callable[[Epoch], None]) -> Resu
             **facts,
         )
         work.run.write_result(result)
-    except Exception:  # the one boundary: whatever a trial dies of becomes a row
+    except Exception as error:  # the one boundary: whatever a trial dies of becomes a row
+        if isinstance(error, BadInput) and training is None:
+            raise
         if training and training.source.encoded and training.source.encoded.failures:
             error = training.source.encoded.failures.pop()  # tf.data reports it as one of its own
         return Result(
-            status="failed", error=_last_line(error), finished_at=now(), peak_memory_mb=_peak_memory_mb(), **facts
+            status="failed",
+            error=_last_line(error),
+            finished_at=now(),
+            peak_memory_mb=_peak_memory_mb(),
+            **facts,
         )
     finally:
         keras.backend.clear_session()
@@ -355,7 +368,6 @@ def _stopped(history: list[Epoch], stopping: EarlyStopping | None) -> bool:
     return history[-1].epoch - best.epoch >= stopping.patience
 
 
-_tried: set[str] = set()
 _sources: dict[tuple[str, str], Encoded] = {}
 _caches: dict[tuple[str, str, tuple[int, int], str, float], Cache] = {}
 
@@ -374,19 +386,6 @@ def _encoded(work: Work) -> Encoded:
     if key not in _sources:
         _sources[key] = Encoded(work.index, work.images)
     return _sources[key]
-
-
-def prepare(trial: Trial, work: Work) -> dict[int, str]:
-    """Have this node's cache ready, building it if there is none, and try a user's model.
-
-    Returns row -> reason for images that cannot be read. Raises BadInput.
-    """
-    settings = settle(work.spec, trial.values)
-    cache = _cache(work, settings.data)
-    if settings.model not in ("small_cnn", *_tried):
-        models.build(settings.model, (*settings.data.image_size, 3), len(work.index.classes), settings.model_args)
-        _tried.add(settings.model)
-    return cache.bad
 
 
 def _last_line(error: BaseException) -> str:
