@@ -76,5 +76,5 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 		rm -rf $(VENV)
 		"$$python" -m venv $(VENV)
 	fi
-	echo "setup: installing the pinned dependencies (about 2 GB, minutes the first time)"
+	echo "setup: installing the pinned dependencies (3 GB, minutes the first time)"
 	$(call install,.)

@@ -7,7 +7,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.plan import Plan, Trial, clock, label
+from orchestrator.plan import Plan, Trial, clock, label, many
 from orchestrator.result import Epoch, Result
 
 _LINES = 12  # trials shown at once, however many run
@@ -113,7 +113,7 @@ class Progress:
             else ""
         )
         status = (
-            f"{self._ended} trials done, {len(self._running)} running, {len(self._todo) - len(self._running)} waiting"
+            f"{many(self._ended, 'trial')} done, {len(self._running)} running, {len(self._todo) - len(self._running)} waiting"
             f"{f', {self._failed} failed' if self._failed else ''}  {clock(time.monotonic() - self._began)} gone, "
             f"about {clock(self._left_s())} left"
         )

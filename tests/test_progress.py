@@ -1,0 +1,68 @@
+"""progress: a live table on a terminal, plain lines in a log."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from orchestrator.model import Code
+from orchestrator.plan import Counts, Plan, make_plan
+from orchestrator.progress import Progress
+from orchestrator.result import Epoch, Result
+from orchestrator.spec import load_spec
+
+
+@pytest.fixture
+def plan() -> Plan:
+    spec = load_spec("{name: a, data: {uri: x}, grid: {batch_size: [5, 10], epochs: [2]}}")
+    return make_plan(spec, Counts(100, 20), "i", Code("c", {}))
+
+
+def epoch(number: int, val_accuracy: float) -> Epoch:
+    return Epoch(
+        epoch=number, loss=0.5, accuracy=0.7, val_loss=0.4, val_accuracy=val_accuracy, train_s=2.0, images_per_s=50.0
+    )
+
+
+def show(plan: Plan, terminal: bool, slots: int = 2) -> str:
+    """What stands on the screen, or in the log, while the first trial is done and the second in its first epoch."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=120, color_system=None, highlight=False, markup=False)
+    first, second = plan.trials
+    with Progress(plan, plan.trials, "val_accuracy", slots, console) as progress:
+        for trial in (first, second):
+            progress.started(trial.id)
+        progress.epoch(first.id, epoch(1, 0.6))
+        progress.epoch(first.id, epoch(2, 0.8))
+        progress.ended(Result(trial_id=first.id, status="ok", epochs=2))
+        progress.epoch(second.id, epoch(1, 0.7))
+        if terminal:
+            progress._live.refresh()
+    return out.getvalue()
+
+
+def test_a_log_has_one_plain_line_for_each_epoch_and_trial(plan: Plan) -> None:
+    """Without control codes; the time left follows from the epochs measured, 2 s each."""
+    lines = show(plan, terminal=False).splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2", "trial 1/2 ok", "epoch 1/2"]
+    assert "val_accuracy 0.8000" in lines[1]
+    assert "50 images/s" in lines[1]
+    assert lines[2].endswith("4 s left")
+
+
+def test_a_terminal_has_a_table_of_what_runs(plan: Plan) -> None:
+    """The running trial with its epoch, the best so far with where it came from, and how far the run is."""
+    text = show(plan, terminal=True)
+    assert f"batch_size={plan.trials[1].values['batch_size']}" in text
+    assert "1/2" in text
+    assert f"best so far: val_accuracy 0.8000 (batch_size={plan.trials[0].values['batch_size']} epoch 2)" in text
+    assert "1 trial done, 1 running, 0 waiting" in text
+
+
+def test_a_failed_trial_says_why(plan: Plan) -> None:
+    """In the log, in one line."""
+    out = io.StringIO()
+    with Progress(plan, plan.trials, "val_loss", 1, Console(file=out, width=200)) as progress:
+        progress.started(plan.trials[0].id)
+        progress.ended(Result(trial_id=plan.trials[0].id, status="failed", epochs=2, error="Diverged: [red] at once"))
+    assert out.getvalue().startswith("trial 1/2 failed: Diverged: [red] at once  ")
