@@ -113,7 +113,8 @@ class Progress:
             else ""
         )
         status = (
-            f"{many(self._ended, 'trial')} done, {len(self._running)} running, {len(self._todo) - len(self._running)} waiting"
+            f"{many(self._ended, 'trial')} done, {len(self._running)} running, "
+            f"{len(self._todo) - len(self._running)} waiting"
             f"{f', {self._failed} failed' if self._failed else ''}  {clock(time.monotonic() - self._began)} gone, "
             f"about {clock(self._left_s())} left"
         )
