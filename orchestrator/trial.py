@@ -164,6 +164,8 @@ class Training:
                 saver.save_if_due()
             self._finish_epoch(evaluate)
             report(self.history[-1])
+            if len(self.history) in self.trial.milestones:
+                saver.save()
         saver.close()
 
     def _finish_epoch(self, evaluate: Callable[[], tf.Tensor]) -> None:
@@ -257,6 +259,8 @@ class Training:
         ):
             raise ValueError("the checkpoint holds another model")
         history = [Epoch(**epoch) for epoch in far["history"]]
+        if len(history) > self.trial.milestones[-1]:
+            raise ValueError("the checkpoint is of a longer trial")
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
         self.history, self.step, self.spent_s = history, far["step"], far["spent_s"]
@@ -288,9 +292,11 @@ class _Saver:
 
     def save_if_due(self) -> None:
         if time.monotonic() - self._last >= self._every_s and not (self._thread and self._thread.is_alive()):
-            self._save()
+            self.save()
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        if self._thread:
+            self._thread.join()
         self._last = time.monotonic()
         self._thread = threading.Thread(target=self._write, args=(self._training.snapshot(),))
         self._thread.start()
@@ -304,11 +310,9 @@ class _Saver:
             print(f"trial {self._training.trial.id}: no checkpoint written: {error}", flush=True)
 
     def close(self) -> None:
-        """Leave the final state behind: a grid that grows in epochs goes on from here."""
+        """Wait until the last state is written: a grid that grows in epochs goes on from there."""
         if self._thread:
             self._thread.join()
-        self._save()
-        self._thread.join()
 
 
 class FusedAdam(keras.optimizers.Adam):
