@@ -138,7 +138,7 @@ class Store(ABC):
         """The object's bytes, and the version that `replace_if_unchanged` takes."""
 
     @abstractmethod
-    def read_range(self, expected: Object, start: int, length: int) -> bytes:
+    def read_range(self, expected: Object, start: int, length: int) -> memoryview:
         """At most `length` bytes from byte `start` on: fewer, or none, where the object ends before.
 
         Raises:
@@ -198,15 +198,15 @@ class Store(ABC):
         """
         yield from _in_order(((o.size, self._read_expected, (o,)) for o in objects), in_flight)
 
-    def read_ranges(self, ranges: Iterable[tuple[Object, int, int]], in_flight: int = 16) -> Iterator[bytes]:
+    def read_ranges(self, ranges: Iterable[tuple[Object, int, int]], in_flight: int = 16) -> Iterator[memoryview]:
         """For each (object, start, length) these bytes, in the order given; bounded and raising as read_many."""
         yield from _in_order(((length, self.read_range, (o, start, length)) for o, start, length in ranges), in_flight)
 
 
-def _in_order(reads: Iterable[tuple[int, Callable[..., bytes], tuple[Any, ...]]], in_flight: int) -> Iterator[bytes]:
+def _in_order(reads: Iterable[tuple[int, Callable[..., Any], tuple[Any, ...]]], in_flight: int) -> Iterator[Any]:
     """What each (bytes expected, function, arguments) gives, in order, some at once."""
     # threads: obstore waits outside the GIL, and its asyncio interface took 1.3 times as long
-    held: deque[tuple[int, Future[bytes]]] = deque()
+    held: deque[tuple[int, Future[Any]]] = deque()
     held_bytes = 0
     pool = ThreadPoolExecutor(in_flight, thread_name_prefix="store-read")
     try:
@@ -455,13 +455,13 @@ class Bucket(Store):
         raise_if_changed(self.uri, expected, len(data), _etag(meta))
         return data
 
-    def read_range(self, expected: Object, start: int, length: int) -> bytes:
+    def read_range(self, expected: Object, start: int, length: int) -> memoryview:
         path, end = self._path(expected.key), min(start + length, expected.size)
         if start >= end:
-            return b""
+            return memoryview(b"")
         with self._explained(expected.key, "read"):
             found = obstore.get(self._client, path, options={"range": (start, end)})
-            data = bytes(found.bytes())
+            data = memoryview(found.bytes())
         raise_if_changed(self.uri, expected, found.meta["size"], _etag(found.meta))
         return data
 
@@ -612,12 +612,12 @@ class Folder(Store):
         raise_if_changed(self.uri, expected, len(data), version)
         return data
 
-    def read_range(self, expected: Object, start: int, length: int) -> bytes:
+    def read_range(self, expected: Object, start: int, length: int) -> memoryview:
         path = self._path(expected.key)
         with self._explained(expected.key, "read"), open(path, "rb") as file:
             found = os.stat(file.fileno())
             file.seek(start)
-            data = file.read(length)
+            data = memoryview(file.read(length))
         raise_if_changed(self.uri, expected, found.st_size, str(found.st_mtime_ns))
         return data
 

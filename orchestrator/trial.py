@@ -4,6 +4,7 @@ A trial is a function of (settings, seed, data): to the bit on a CPU with one th
 on, whoever trained in this process before.
 """
 
+import gc
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.optimizers.base_optimizer import BaseOptimizer
 
 from orchestrator import model as models
 from orchestrator.dataset.cache import Cache, open_cache
@@ -47,6 +49,7 @@ def use_threads(count: int) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(1)
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
+    gc.freeze()  # what was imported stays: each trial's clean-up need not look through it
 
 
 def run_trial(
@@ -315,15 +318,22 @@ class _Saver:
             self._thread.join()
 
 
-class FusedAdam(keras.optimizers.Adam):
+class OneDevice:
+    """Mixed into Keras' optimizers: updates without tf.distribute, which keeps every graph that it is traced in."""
+
+    _backend_update_step = BaseOptimizer._backend_update_step
+    _apply_weight_decay = BaseOptimizer._apply_weight_decay
+
+
+class FusedAdam(OneDevice, keras.optimizers.Adam):
     """Keras' Adam, a variable's update in one kernel instead of a dozen; same slots, same result to rounding."""
 
-    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+    def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
         i = self._get_variable_index(variable)
         step = tf.cast(self.iterations + 1, variable.dtype)
         beta_1, beta_2 = (tf.cast(beta, variable.dtype) for beta in (self.beta_1, self.beta_2))
         tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
+            var=variable.value.handle,
             m=self._momentums[i].value.handle,
             v=self._velocities[i].value.handle,
             beta1_power=tf.pow(beta_1, step),
@@ -346,11 +356,11 @@ def weights_digest(model: keras.Model) -> str:
 
 def _optimizer(settings: Settings) -> keras.optimizers.Optimizer:
     name, rate = settings.train.optimizer, settings.train.learning_rate
-    optimizer = (
-        FusedAdam(rate)
-        if name == "adam"
-        else keras.optimizers.get({"class_name": name, "config": {"learning_rate": rate}})
-    )
+    if name == "adam":
+        optimizer = FusedAdam(rate)
+    else:
+        base = type(keras.optimizers.get(name))
+        optimizer = type(base.__name__, (OneDevice, base), {})(rate)
     return keras.optimizers.LossScaleOptimizer(optimizer) if settings.train.precision == "mixed_float16" else optimizer
 
 

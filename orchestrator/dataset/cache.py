@@ -101,14 +101,14 @@ def _build(folder: Path, shape: tuple[int, ...] | None, index: Index, store: Sto
     images = None if shape is None else _new_array(half / "images.u8", shape)
     bad: dict[int, str] = {}
     encoded = stream.Encoded(index, store)
-    found = stream.decoded(encoded, len(index), data.image_size, data.resize, threads=os.cpu_count() or 1)
+    threads = 2 * (os.cpu_count() or 1)  # some of them wait for the network
+    found = stream.decoded(encoded, len(index), data.image_size, data.resize, threads)
     for rows, what in found:
         if isinstance(what, str):
             bad[int(rows)] = what
         elif images is not None:
             images[rows] = what
-    if images is not None:
-        images.flush()
+    # not flushed to the disk: the checksum tells, should the machine die before it is
     crc32 = None if images is None else zlib.crc32(images)
     (half / "meta.json").write_text(json.dumps({"crc32": crc32, "bad": bad}))
     os.replace(half, folder)

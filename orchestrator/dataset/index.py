@@ -223,7 +223,7 @@ class RowGroup:
     length: int
     rows: int
 
-    def images(self, data: bytes) -> pa.Array:
+    def images(self, data: memoryview) -> pa.Array:
         """The encoded images in the bytes read from there. Raises BadInput where they are damaged."""
         try:
             read = _Ranged(self.shard, lambda at, size: data[at - self.start : at - self.start + size])

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -86,25 +87,26 @@ class Encoded:
             yield from self._store.read_many([objects[row] for row in rows])
             return
         starts = np.cumsum([0, *(group.rows for group in self._groups)])
-        windows = list(self._windows(np.searchsorted(starts, rows, side="right") - 1))
+        group_of = np.searchsorted(starts, rows, side="right") - 1
+        places = zip(group_of.tolist(), (rows - starts[group_of]).tolist(), strict=True)
+        # in reading order a group is done with before the next one begins
+        window_bytes = WINDOW_BYTES if (np.diff(group_of) < 0).any() else 0
+        windows = list(self._windows(group_of.tolist(), window_bytes))
         wanted = [self._groups[group] for groups, _ in windows for group in groups]
         ranges = [(group.shard, group.start, group.length) for group in wanted]
-        done = 0
         with contextlib.closing(self._store.read_ranges(ranges)) as data:
             for groups, count in windows:
                 held = {group: self._groups[group].images(next(data)) for group in groups}
-                for row in rows[done : done + count]:
-                    group = int(np.searchsorted(starts, row, side="right")) - 1
-                    yield held[group][int(row - starts[group])].as_py() or b""
-                done += count
+                for group, row in itertools.islice(places, count):
+                    yield held[group][row].as_py() or b""
 
-    def _windows(self, group_of: np.ndarray) -> Iterator[tuple[list[int], int]]:
+    def _windows(self, group_of: list[int], window_bytes: int) -> Iterator[tuple[list[int], int]]:
         """Cut a sequence of groups, one for each row, into runs: (distinct groups, rows)."""
         groups: dict[int, None] = {}
         size_bytes = count = 0
-        for group in group_of.tolist():
+        for group in group_of:
             more = 0 if group in groups else self._groups[group].length
-            if groups and size_bytes + more > WINDOW_BYTES:
+            if groups and more and size_bytes + more > window_bytes:
                 yield list(groups), count
                 groups, size_bytes, count, more = {}, 0, 0, self._groups[group].length
             groups[group] = None
@@ -165,7 +167,8 @@ def decoded(
         tf.data.Dataset.from_generator(admitted, output_signature=CHUNK)
         .prefetch(1)  # the next chunk crosses the network while this one is decoded
         .unbatch()
-        .map(lambda row, blob: (row, decode(blob, image_size, resize)), num_parallel_calls=threads, deterministic=False)
+        # more at once than there are threads: a decoded image keeps its place until it is collected
+        .map(lambda row, blob: (row, decode(blob, image_size, resize)), 4 * threads, deterministic=False)
         .ignore_errors()  # an image that fails is missing below, and is looked at alone
         .batch(_BATCH)
         .with_options(thread_options(threads))
