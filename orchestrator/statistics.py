@@ -292,7 +292,7 @@ def _say_ties(verdict: Verdict) -> list[str]:
     if verdict.cheapest and verdict.cheapest.train_s is not None and verdict.best.train_s is not None:
         line += (
             f"; the cheapest that ties: {verdict.cheapest.label}, "
-            f"{clock(verdict.cheapest.train_s)} of training instead of {clock(verdict.best.train_s)}"
+            f"{_time(verdict.cheapest.train_s)} of training instead of {_time(verdict.best.train_s)}"
         )
     return [line]
 
@@ -309,6 +309,10 @@ def _say_curve(verdict: Verdict) -> list[str]:
     if lowest == last["epoch"] and len(verdict.curve) > 1:
         return [f"no overfitting: val_loss was lowest in the last epoch, {lowest}, so more epochs may help; {gap}"]
     return [f"no overfitting seen in {many(len(verdict.curve), 'epoch')}; {gap}"]
+
+
+def _time(seconds: float) -> str:
+    return clock(seconds) if seconds >= 60 else f"{seconds:.1f} s"
 
 
 def spread(value: Estimate) -> str:

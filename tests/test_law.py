@@ -83,7 +83,9 @@ def test_a_pure_room_loads_nothing_heavy(room: str):
     assert loaded_with(room) & (HEAVY | {"pyarrow", "typer", "rich", "orchestrator.store"}) == set()
 
 
-@pytest.mark.parametrize("room", ["grid", "leaderboard", "run", "lease", "progress", "store", "dataset.index"])
+@pytest.mark.parametrize(
+    "room", ["grid", "leaderboard", "report", "run", "lease", "progress", "store", "dataset.index"]
+)
 def test_the_driver_loads_neither_tensorflow_nor_ray(room: str):
     """What a laptop runs before any training starts is quick; of object storage it loads obstore alone."""
     assert loaded_with(room) & HEAVY <= {"obstore"}

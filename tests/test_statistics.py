@@ -132,7 +132,8 @@ def test_the_verdict_names_the_cheapest_that_ties():
     assert verdict.cheapest.values == {"batch_size": 2}
     best, ties = sentences(verdict)
     assert best == (
-        "best: batch_size=1, val_accuracy 0.8500 ± 0.1242 (95% interval, 3 seeds); the next, batch_size=2, is 0.0033 behind"
+        "best: batch_size=1, val_accuracy 0.8500 ± 0.1242 (95% interval, 3 seeds); "
+        "the next, batch_size=2, is 0.0033 behind"
     )
     assert ties == (
         "not to be told from the best on these seeds: 1 configuration (batch_size=2); "
