@@ -300,7 +300,7 @@ def describe(found: statistics.Effects) -> str:
         if found.exact
         else "approximate: the configurations are no full grid, so means and shares are those of a least-squares fit"
     )
-    return f"share: of the variance between configurations; {found.rest:.0%} is no axis' alone{together}; {how}"
+    return f"shares are of the variance between configurations; {found.rest:.0%} is no axis' alone{together}; {how}"
 
 
 def compare(names: Sequence[str], boards: Sequence[pa.Table], shared: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import typer
 from rich.console import Console
 
-from orchestrator import leaderboard, statistics
+from orchestrator import leaderboard, report, statistics
 from orchestrator.board import build_board, build_history, verdict
 from orchestrator.dataset.index import Index, build_index, check_split, describe_bad
 from orchestrator.errors import BadInput, exit_on_bad_input
@@ -27,7 +27,7 @@ from orchestrator.model import read_code
 from orchestrator.plan import Counts, Plan, Trial, as_tree, describe, differences, make_plan, many, remaining, standing
 from orchestrator.progress import Progress
 from orchestrator.result import Epoch, Result
-from orchestrator.run import BOARD, HISTORY, Run, Work
+from orchestrator.run import BOARD, HISTORY, REPORT, Run, Work
 from orchestrator.spec import AXIS_PATHS, Spec, load_spec, to_yaml
 from orchestrator.store import StoreError, open_store
 
@@ -205,9 +205,10 @@ class _Gathered:
         return build_history(self._results)
 
     def write(self) -> None:
-        """Write the tables as they stand when nothing runs."""
+        """Write the tables as they stand when nothing runs, and the page that shows them."""
         self._running.clear()
         self._run.write_tables(self.board(), self.history())
+        report.write(self._run)
 
     def _write_if_due(self) -> None:
         """A tenth of the time at most goes into the tables, however large they are."""
@@ -269,7 +270,7 @@ def _report(board: pa.Table, history: pa.Table, run: Run, interrupted: bool, as_
     console.out("\n".join(lines))
     console.out(
         f"\n{count['ok']} of {board.num_rows} points ok{''.join(f', {text}' for text in also if text)}. "
-        f"{BOARD}, {HISTORY} and all results: {run.store.uri}\n"
+        f"{BOARD}, {HISTORY}, {REPORT} and all results: {run.store.uri}\n"
         f"python -m orchestrator.leaderboard {shlex.quote(run.store.uri)}"
     )
     if interrupted:

@@ -88,7 +88,7 @@ def as_rich(board: pa.Table, width: int) -> Table | Group:
 
     Where they do not all fit, the least important ones are left out, and a line below says which; no number wraps.
     """
-    shown = _columns(board)
+    shown = columns(board)
     cells = {name: [_cell(value, name) for value in board[name].to_pylist()] for name in shown}
     texts = {name for name in shown if board.schema.field(name).type == pa.string()}
     wide = {name: max(cell_len(text) for text in (name, *cells[name])) for name in shown}
@@ -115,8 +115,8 @@ def as_rich(board: pa.Table, width: int) -> Table | Group:
     return Group(table, Text(f"\n{note}"))
 
 
-def _columns(board: pa.Table) -> list[str]:
-    """All of a view; of a board with its points what a person looks at."""
+def columns(board: pa.Table, more: Sequence[str] = ()) -> list[str]:
+    """All of a view; of a board with its points what a person looks at, and `more`."""
     if "point_id" not in board.column_names:
         return board.column_names
     about = facts(board)
@@ -128,7 +128,7 @@ def _columns(board: pa.Table) -> list[str]:
         *(["seed"] if several_seeds else []),
         *([] if about["metric"] in metrics else [about["metric"]]),
         *metrics,
-        *(["best_epoch", "train_s", "images_per_s", "status"]),
+        *("best_epoch", "train_s", "images_per_s", *more, "status"),
         *(["error"] if any(board["error"].to_pylist()) else []),
     ]
 

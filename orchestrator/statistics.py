@@ -175,7 +175,7 @@ def configurations(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metri
                 scores={point["seed"]: point[metric] for point in points},
                 score=estimate([point[metric] for point in points]),
                 trial_ids=tuple(point["trial_id"] for point in points),
-                epochs=max(point["epochs_trained"] or 0 for point in points),
+                epochs=int(max(point["epochs_trained"] or 0 for point in points)),
                 train_s=math.fsum(times) / len(times) if times else None,
             )
         )
