@@ -226,6 +226,7 @@ def by_config(board: pa.Table) -> pa.Table:
     rows = []
     for i, each in enumerate(folded):
         ahead = statistics.lead(folded[0], each, metric) if each.score.count == folded[0].score.count else None
+        standing = None if ahead is None else "behind" if statistics.is_apart(ahead) else "ties"
         half = each.score.half_width
         rows.append(
             {
@@ -237,13 +238,7 @@ def by_config(board: pa.Table) -> pa.Table:
                 f"{metric}_low": None if half is None else each.score.mean - half,
                 f"{metric}_high": None if half is None else each.score.mean + half,
                 "train_s": each.train_s,
-                "verdict": "best"
-                if i == 0
-                else None
-                if ahead is None
-                else "behind"
-                if statistics.is_apart(ahead)
-                else "ties",
+                "verdict": "best" if i == 0 else standing,
             }
         )
     numbers = [metric, f"{metric}_std", f"{metric}_low", f"{metric}_high", "train_s"]
@@ -293,8 +288,8 @@ def effects(board: pa.Table) -> tuple[pa.Table, str]:
 
 def describe(found: statistics.Effects) -> str:
     """How to read the shares: what is left, and whether they are exact."""
-    largest = max(found.pairs.items(), key=lambda pair: pair[1], default=None)
-    together = f", the most of it {' with '.join(largest[0])} ({largest[1]:.0%})" if largest and found.rest else ""
+    pair, share = max(found.pairs.items(), key=lambda each: each[1], default=((), 0.0))
+    together = f", the most of it {' with '.join(pair)} ({share:.0%})" if share >= 0.005 else ""
     how = (
         "exact: the configurations are a full grid"
         if found.exact
@@ -311,8 +306,9 @@ def compare(names: Sequence[str], boards: Sequence[pa.Table], shared: Sequence[M
     rows, settings = [], []
     for run, board, common in zip(names, boards, shared, strict=True):
         axes = [name for name in facts(board)["axes"] if name in board.column_names]
+        trained = pc.max(board["epochs_trained"]).as_py()  # the epochs of a run that has no such axis
         for row in board.to_pylist():
-            settings.append({**common, **{axis_path(name): row[name] for name in axes}})
+            settings.append({"train.epochs": trained, **common, **{axis_path(name): row[name] for name in axes}})
             rows.append({name: row[name] for name in COLUMNS} | {"run": run})
     paths = dict.fromkeys(path for each in settings for path in each)
     differ = {

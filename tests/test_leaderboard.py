@@ -472,6 +472,10 @@ def test_runs_are_compared_by_what_differs():
         (2, "two", 10, 0.1, 0.7),
         (3, "one", 5, 0.001, 0.5),
     ]
+    longer = [ranked(planned(grid={"batch_size": [5], "epochs": [30]}), 0.5), boards[0]]
+    board = compare(["long", "one"], longer, [one.shared, one.shared])
+    assert facts(board)["axes"] == ["run", "epochs", "batch_size"]
+    assert board["epochs"].to_pylist() == [10, 30, 10]  # also where it is no axis
     assert compare(["one", "two"], boards, [{}, {}])["batch_size"].to_pylist() == [10, None, 5]  # no plan to read
 
 
