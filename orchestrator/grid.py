@@ -18,7 +18,8 @@ import pyarrow as pa
 import typer
 from rich.console import Console
 
-from orchestrator import leaderboard
+from orchestrator import leaderboard, report, statistics
+from orchestrator.board import build_board, build_history, verdict
 from orchestrator.dataset.index import Index, build_index, check_split, describe_bad
 from orchestrator.errors import BadInput, exit_on_bad_input
 from orchestrator.lease import Lease, refuse_if_held
@@ -26,7 +27,7 @@ from orchestrator.model import read_code
 from orchestrator.plan import Counts, Plan, Trial, as_tree, describe, differences, make_plan, many, remaining, standing
 from orchestrator.progress import Progress
 from orchestrator.result import Epoch, Result
-from orchestrator.run import BOARD, HISTORY, Run, Work
+from orchestrator.run import BOARD, HISTORY, REPORT, Run, Work
 from orchestrator.spec import AXIS_PATHS, Spec, load_spec, to_yaml
 from orchestrator.store import StoreError, open_store
 
@@ -95,7 +96,7 @@ def orchestrate(spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, 
                 gathered.write()
     except KeyboardInterrupt:
         interrupted = True
-    return _report(gathered.board(), run, spec, interrupted, as_json)
+    return _report(gathered.board(), gathered.history(), run, interrupted, as_json)
 
 
 def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, console: Console) -> bool:
@@ -198,12 +199,16 @@ class _Gathered:
 
     def board(self) -> pa.Table:
         stopping = self._spec.train.early_stopping
-        return leaderboard.build_board(self._plan, self._results, self._running, self._spec.metric, stopping)
+        return build_board(self._plan, self._results, self._running, self._spec.metric, stopping)
+
+    def history(self) -> pa.Table:
+        return build_history(self._results)
 
     def write(self) -> None:
-        """Write the tables as they stand when nothing runs."""
+        """Write the tables as they stand when nothing runs, and the page that shows them."""
         self._running.clear()
-        self._run.write_tables(self.board(), leaderboard.build_history(self._results))
+        self._run.write_tables(self.board(), self.history())
+        report.write(self._run)
 
     def _write_if_due(self) -> None:
         """A tenth of the time at most goes into the tables, however large they are."""
@@ -211,7 +216,7 @@ class _Gathered:
             return
         began = time.monotonic()
         try:
-            self._run.write_tables(self.board(), leaderboard.build_history(self._results))
+            self._run.write_tables(self.board(), self.history())
         except StoreError as error:  # the results are safe, and the next write brings the tables up to date
             self.progress.say(f"the leaderboard could not be written: {error}")
         self._next_write = time.monotonic() + 9 * (time.monotonic() - began)
@@ -251,18 +256,21 @@ def _skipped(index: Index, unreadable: Mapping[int, str], spec: Spec) -> list[tu
     return [*index.bad, *bad]
 
 
-def _report(board: pa.Table, run: Run, spec: Spec, interrupted: bool, as_json: bool) -> int:
+def _report(board: pa.Table, history: pa.Table, run: Run, interrupted: bool, as_json: bool) -> int:
     if as_json:
         print(leaderboard.as_json(board))
     console = leaderboard.console(stderr=as_json)
     count = {status: board["status"].to_pylist().count(status) for status in ("ok", "failed")}
     left = board.num_rows - count["ok"] - count["failed"]
     if not as_json:
-        console.print(leaderboard.as_rich(board.slice(0, 10)))
+        console.print(leaderboard.as_rich(board.slice(0, 10), console.width))
+    found = verdict(board, history)
+    lines = ["", *statistics.sentences(found)] if found else []
     also = [f"{count['failed']} failed" if count["failed"] else "", f"{left} not trained" if left else ""]
+    console.out("\n".join(lines))
     console.out(
         f"\n{count['ok']} of {board.num_rows} points ok{''.join(f', {text}' for text in also if text)}. "
-        f"{BOARD}, {HISTORY} and all results: {run.store.uri}\n"
+        f"{BOARD}, {HISTORY}, {REPORT} and all results: {run.store.uri}\n"
         f"python -m orchestrator.leaderboard {shlex.quote(run.store.uri)}"
     )
     if interrupted:

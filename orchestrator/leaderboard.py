@@ -1,12 +1,11 @@
-"""Leaderboard: plan and results -> the ranked table of points. `python -m orchestrator.leaderboard RUN` reads it.
+"""Leaderboard: `python -m orchestrator.leaderboard RUN` reads a board and prints it, for people or for programs."""
 
-The core is pure: `build_board` and `build_history` make the tables, `rank` orders them.
-"""
-
+import contextlib
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -15,194 +14,137 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import typer
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator import statistics
+from orchestrator.board import COLUMNS, build_history, by_config, compare, effects, facts, sort_board, verdict, where
 from orchestrator.errors import BadInput, exit_on_bad_input
-from orchestrator.plan import Plan, Point
-from orchestrator.result import Epoch, Result
-from orchestrator.run import BOARD
-from orchestrator.spec import EarlyStopping
+from orchestrator.run import BOARD, HISTORY
 from orchestrator.store import Missing, open_store
 
-SCHEMA_VERSION = 1
-_TIME = pa.timestamp("s", tz="UTC")
-_BEFORE = {"rank": pa.int32(), "point_id": pa.string(), "trial_id": pa.string(), "status": pa.string()}
-_AFTER = {
-    "seed": pa.int64(),
-    "val_accuracy": pa.float64(),
-    "val_loss": pa.float64(),
-    "accuracy": pa.float64(),
-    "loss": pa.float64(),
-    "best_epoch": pa.int32(),
-    "best_val_accuracy": pa.float64(),
-    "epochs_trained": pa.int32(),
-    "steps_per_epoch": pa.int32(),
-    "train_s": pa.float64(),
-    "images_per_s": pa.float64(),
-    "peak_memory_mb": pa.float64(),
-    "device": pa.string(),
-    "node": pa.string(),
-    "error": pa.string(),
-    "started_at": _TIME,
-    "finished_at": _TIME,
-}
-COLUMNS = (*_BEFORE, *_AFTER)
-
-
-def build_board(
-    plan: Plan, results: Mapping[str, Result], running: set[str], metric: str, stopping: EarlyStopping | None = None
-) -> pa.Table:
-    """One row per point: those that are ok, best `metric` first, then failed, running and pending ones.
-
-    results: trial id -> result, ok or failed. running: trial ids at work now.
-    """
-    rows = [_row(point, results.get(point.trial_id), point.trial_id in running, stopping) for point in plan.points]
-    sign = -1 if metric.endswith("accuracy") else 1
-    order = {"ok": 0, "failed": 1, "running": 2, "pending": 3}
-    rows.sort(key=lambda row: (order[row["status"]], sign * row[metric] if row["status"] == "ok" else 0.0))
-    for i, row in enumerate(rows):
-        row["rank"] = i + 1 if row["status"] == "ok" else None
-    axes = {name: _type([point.values[name] for point in plan.points]) for name in plan.axes}
-    schema = pa.schema(
-        {**_BEFORE, **axes, **_AFTER},
-        metadata={
-            "orchestrator": json.dumps({"schema_version": SCHEMA_VERSION, "axes": list(plan.axes), "metric": metric})
-        },
-    )
-    return pa.Table.from_pylist(rows, schema=schema)
-
-
-def build_history(results: Mapping[str, Result]) -> pa.Table:
-    """One row per trial and epoch."""
-    schema = pa.schema(
-        {
-            "trial_id": pa.string(),
-            "epoch": pa.int32(),
-            **{name: pa.float64() for name in Epoch.model_fields if name != "epoch"},
-        }
-    )
-    rows = [
-        {"trial_id": result.trial_id, **epoch.model_dump()} for result in results.values() for epoch in result.history
-    ]
-    return pa.Table.from_pylist(rows, schema=schema)
-
-
-def _row(point: Point, result: Result | None, running: bool, stopping: EarlyStopping | None) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "point_id": point.id,
-        "trial_id": point.trial_id,
-        "seed": point.seed,
-        "status": "running" if running else "pending" if result is None else result.status,
-        **{name: _plain(value) for name, value in point.values.items()},
-    }
-    if result is None or running:
-        return row
-    if result.status == "ok" and result.epochs < point.epochs:  # trained for fewer epochs than this point now asks for
-        return row | {"status": "pending"}
-    row |= {name: getattr(result, name) for name in ("steps_per_epoch", "peak_memory_mb", "device", "node", "error")}
-    row |= {
-        name: datetime.fromisoformat(text) if (text := getattr(result, name)) else None
-        for name in ("started_at", "finished_at")
-    }
-    history = result.history[: point.epochs]
-    if not history or result.status != "ok":
-        return row
-    read_off = min(history, key=lambda epoch: epoch.val_loss) if stopping and stopping.restore_best else history[-1]
-    best = max(history, key=lambda epoch: epoch.val_accuracy)
-    train_s = sum(epoch.train_s for epoch in history)
-    row |= {name: getattr(read_off, name) for name in ("val_accuracy", "val_loss", "accuracy", "loss")}
-    return row | {
-        "best_epoch": best.epoch,
-        "best_val_accuracy": best.val_accuracy,
-        "epochs_trained": len(history),
-        "train_s": train_s,
-        "images_per_s": sum(epoch.images_per_s * epoch.train_s for epoch in history) / train_s if train_s else None,
-    }
-
-
-def _plain(value: Any) -> Any:
-    return "x".join(map(str, value)) if isinstance(value, tuple) else value
-
-
-def _type(values: Sequence[Any]) -> pa.DataType:
-    kinds = {type(_plain(value)) for value in values if value is not None}
-    if kinds <= {int}:
-        return pa.int64()
-    if kinds <= {int, float}:
-        return pa.float64()
-    return pa.bool_() if kinds == {bool} else pa.string()
+_WATCH_S = 2.0  # between two looks at a running board
+_TEXT_CELLS = 24  # an error wraps, and so does a long text of an axis, but not into a narrower column
 
 
 def read_board(uri: str) -> pa.Table:
     """The leaderboard of a run folder, or of a Parquet file; local or in a bucket. Raises BadInput."""
-    folder, name = (uri.rpartition("/")[0] or ".", uri.rpartition("/")[2]) if uri.endswith(".parquet") else (uri, BOARD)
+    folder, name = _place(uri)
     try:
-        data = open_store(folder).read(name)
+        board = _read_table(folder, name)
     except Missing:
         raise BadInput(
             f"{folder} must be a run folder, and holds no {name}: give the folder that "
             f"`python -m orchestrator.grid` printed"
-        ) from None
-    try:
-        # not read_table: its threads may still hold `data` when Python ends, which aborts the process now and then
-        board = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise BadInput(
-            f"{name} in {folder} must be a Parquet file: {_one_line(str(error))[:200]}; "
-            f"run the grid again to write it anew"
         ) from None
     if missing := [column for column in COLUMNS if column not in board.column_names]:
         raise BadInput(f"{name} in {folder} must be a leaderboard, and has no column {missing[0]}")
     return board
 
 
-def sort_board(board: pa.Table, column: str) -> pa.Table:
-    """Order by one column: accuracies from the highest, everything else from the lowest; empty ones last."""
-    if column not in board.column_names:
-        raise BadInput(f"--sort must be a column of the leaderboard ({', '.join(board.column_names)}), got {column}")
-    order = "descending" if column.endswith("accuracy") or column == "images_per_s" else "ascending"
-    return board.sort_by([(column, order)])
+def read_history(uri: str) -> pa.Table:
+    """The history beside that leaderboard; without a row where there is none. Raises BadInput."""
+    with contextlib.suppress(Missing):
+        return _read_table(_place(uri)[0], HISTORY)
+    return build_history({})
 
 
-def facts(board: pa.Table) -> dict[str, Any]:
-    """What the table says of itself: schema_version, axes, metric; told from its columns if another tool wrote it."""
-    if text := (board.schema.metadata or {}).get(b"orchestrator"):
-        return json.loads(text)
-    axes = [name for name in board.column_names if name not in COLUMNS]
-    return {"schema_version": SCHEMA_VERSION, "axes": axes, "metric": "val_accuracy"}
+def _place(uri: str) -> tuple[str, str]:
+    return (uri.rpartition("/")[0] or ".", uri.rpartition("/")[2]) if uri.endswith(".parquet") else (uri, BOARD)
 
 
-def as_rich(board: pa.Table, title: str | None = None) -> Table:
-    """The columns a person looks at, as a table for a terminal."""
-    about = facts(board)
-    axes = [name for name in about["axes"] if name in board.column_names]
-    several_seeds = len(set(board["seed"].to_pylist())) > 1
-    shown = [
-        "rank",
-        *axes,
-        *(["seed"] if several_seeds else []),
-        "val_accuracy",
-        "val_loss",
-        "accuracy",
-        "best_epoch",
-        "train_s",
-        "images_per_s",
-        "status",
-    ]
-    if about["metric"] not in shown:
-        shown.insert(shown.index("val_accuracy"), about["metric"])
-    failed = any(board["error"].to_pylist())
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in [*shown, *(["error"] if failed else [])]:
+def _read_table(folder: str, name: str) -> pa.Table:
+    data = open_store(folder).read(name)
+    try:
+        # not read_table: its threads may still hold `data` when Python ends, which aborts the process now and then
+        return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(
+            f"{name} in {folder} must be a Parquet file: {_one_line(str(error))[:200]}; "
+            f"run the grid again to write it anew"
+        ) from None
+
+
+def _names(runs: Sequence[str]) -> list[str]:
+    """What tells the runs apart: the folders' own names, or their whole addresses where two are alike."""
+    names = [run.rstrip("/").rpartition("/")[2] for run in runs]
+    return names if len(set(names)) == len(names) else list(runs)
+
+
+def _read_shared(uri: str) -> dict[str, Any]:
+    """What all trials of a run share, from its plan; digests cut short, as in messages."""
+    try:
+        shared = json.loads(open_store(_place(uri)[0]).read("plan.json"))["shared"]
+        return {k: v[:12] if isinstance(v, str) and len(v) == 64 else v for k, v in shared.items()}
+    except (Missing, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def as_rich(board: pa.Table, width: int) -> Table | Group:
+    """The columns a person looks at, as a table that fits so many terminal cells.
+
+    Where they do not all fit, the least important ones are left out, and a line below says which; no number wraps.
+    """
+    shown = columns(board)
+    cells = {name: [_cell(value, name) for value in board[name].to_pylist()] for name in shown}
+    texts = {name for name in shown if board.schema.field(name).type == pa.string()}
+    wide = {name: max(cell_len(text) for text in (name, *cells[name])) for name in shown}
+    wide |= {name: min(wide[name], max(cell_len(name), _TEXT_CELLS)) for name in texts}
+    left_out = []
+    for name in _least_important(board, shown):
+        if sum(wide.values()) + 2 * (len(wide) - 1) <= width:
+            break
+        del wide[name]
+        left_out.append(name)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in wide:
+        left = name in texts and name not in facts(board)["axes"]
         table.add_column(
-            name, justify="left" if name in ("status", "error") else "right", no_wrap=name != "error", overflow="fold"
+            name, justify="left" if left else "right", no_wrap=name not in texts, overflow="fold", min_width=wide[name]
         )
-    for row in board.to_pylist():
-        cells = [*(_cell(row[name], name) for name in shown), *([_one_line(row["error"] or "")] if failed else [])]
-        table.add_row(*map(Text, cells))  # Text: a cell's [brackets] are no markup
-    return table
+    for row in zip(*(cells[name] for name in wide), strict=True):
+        table.add_row(*map(Text, row))  # Text: a cell's [brackets] are no markup
+    if not left_out:
+        return table
+    note = (
+        f"too narrow for {', '.join(name for name in shown if name in left_out)}: widen the terminal, or --format csv"
+    )
+    return Group(table, Text(f"\n{note}"))
+
+
+def columns(board: pa.Table, more: Sequence[str] = ()) -> list[str]:
+    """All of a view; of a board with its points what a person looks at, and `more`."""
+    if "point_id" not in board.column_names:
+        return board.column_names
+    about = facts(board)
+    several_seeds = len(set(board["seed"].to_pylist())) > 1
+    metrics = ["val_accuracy", "val_loss", "accuracy"]
+    return [
+        "rank",
+        *(name for name in about["axes"] if name in board.column_names),
+        *(["seed"] if several_seeds else []),
+        *([] if about["metric"] in metrics else [about["metric"]]),
+        *metrics,
+        *("best_epoch", "train_s", "images_per_s", *more, "status"),
+        *(["error"] if any(board["error"].to_pylist()) else []),
+    ]
+
+
+def _least_important(board: pa.Table, shown: Sequence[str]) -> list[str]:
+    """In which order columns go; rank and metric never do."""
+    about = facts(board)
+    settled = ["status"] if set(board["status"].to_pylist() if "status" in shown else []) <= {"ok"} else []
+    metrics = ["accuracy", "val_loss", "val_accuracy"]
+    spreads = [name for name in shown if name.endswith(("_std", "_low", "_high"))]
+    axes = [name for name in about["axes"] if name in shown]
+    order = ["images_per_s", "best_epoch", *settled, "configurations", *metrics, *spreads, "train_s", "error", "status"]
+    order += ["seeds", "verdict"]
+    order += [name for name in axes if len(set(board[name].to_pylist())) == 1]  # it tells no point from another
+    order += [*reversed(axes), "seed"]
+    return [name for name in dict.fromkeys(order) if name in shown and name != about["metric"]]
 
 
 def _cell(value: Any, name: str) -> str:
@@ -211,13 +153,11 @@ def _cell(value: Any, name: str) -> str:
     if isinstance(value, float):
         if name in ("images_per_s", "peak_memory_mb"):
             return f"{value:.0f}"
-        return (
-            f"{value:.1f}"
-            if name == "train_s"
-            else f"{value:.4f}"
-            if name.endswith(("accuracy", "loss"))
-            else f"{value:g}"
-        )
+        if name == "share":
+            return f"{value:.1%}"
+        if name.endswith(("accuracy", "loss", "_std", "_low", "_high")):
+            return f"{value:.4f}"
+        return f"{value:.1f}" if name == "train_s" else f"{value:g}"
     return _one_line(str(value))
 
 
@@ -242,12 +182,9 @@ def as_csv(board: pa.Table) -> str:
     return sink.getvalue().to_pybytes().decode().removesuffix("\n")
 
 
-def _rows(board: pa.Table) -> list[dict[str, Any]]:
-    return [{k: v.isoformat() if isinstance(v, datetime) else v for k, v in row.items()} for row in board.to_pylist()]
-
-
 def as_json(board: pa.Table) -> str:
-    return json.dumps(_rows(board), indent=1)
+    rows = [{k: v.isoformat() if isinstance(v, datetime) else v for k, v in row.items()} for row in board.to_pylist()]
+    return json.dumps(rows, indent=1)
 
 
 class Format(StrEnum):
@@ -258,20 +195,66 @@ class Format(StrEnum):
 
 
 def main(
-    run: Annotated[str, typer.Argument(help="Run folder: a path or s3:// address.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folder: a path or s3:// address.")],
+    where_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where", metavar="CONDITION", help="Only rows with dropout=0.5, say; or != < > <= >=. Repeatable."
+        ),
+    ] = None,
+    by_config_: Annotated[bool, typer.Option("--by-config", help="Fold the seeds: mean, deviation, interval.")] = False,
+    effects_: Annotated[bool, typer.Option("--effects", help="What each axis does, and how much it matters.")] = False,
+    compare_: Annotated[bool, typer.Option("--compare", help="Several runs as one board, with what differs.")] = False,
     sort: Annotated[str | None, typer.Option(help="Column to order by, instead of rank.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Show only the first N rows.")] = None,
     format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow a running one until it ends, or Ctrl-C.")] = False,
 ) -> None:
     """Print the leaderboard of any run, a running one too."""
     with exit_on_bad_input():
-        board = read_board(run)
-        board = sort_board(board, sort) if sort else board
-    board = board.slice(0, top) if top else board
-    if format is Format.table:
-        console().print(as_rich(board))
-    else:
-        print({Format.csv: as_csv, Format.json: as_json, Format.markdown: as_markdown}[format](board))
+        if compare_ != (len(runs) > 1):
+            raise BadInput(f"RUN must be one run folder, or several with --compare, got {' '.join(runs)}")
+        if by_config_ and effects_:
+            raise BadInput("--by-config and --effects are two views: give one of them")
+        if watch and format is not Format.table:
+            raise BadInput(f"--watch prints a table, got --format {format}: leave one of them out")
+
+        def look() -> tuple[pa.Table, pa.Table, str]:
+            """The board, the view of it that is wanted, and what is said below it."""
+            boards = [read_board(run) for run in runs]
+            whole = compare(_names(runs), boards, [*map(_read_shared, runs)]) if compare_ else boards[0]
+            board, note = where(whole, where_ or []), ""
+            if effects_:
+                view, note = effects(board)
+            else:
+                view = by_config(board) if by_config_ else board
+                if format is Format.table and (
+                    found := verdict(board, pa.concat_tables(map(read_history, runs), promote_options="default"))
+                ):
+                    note = "\n".join(statistics.sentences(found))
+            view = sort_board(view, sort) if sort else view
+            return whole, view.slice(0, top) if top else view, note
+
+        if format is Format.table:
+            _show(look, watch, console())
+        else:
+            print({Format.csv: as_csv, Format.json: as_json, Format.markdown: as_markdown}[format](look()[1]))
+
+
+def _show(look: Callable[[], tuple[pa.Table, pa.Table, str]], watch: bool, out: Console) -> None:
+    """Print what `look` finds; watch: look again until no point is pending or running, or Ctrl-C."""
+    whole, view, note = look()
+    if watch:
+        with contextlib.suppress(KeyboardInterrupt), Live(console=out, transient=True, auto_refresh=False) as live:
+            while {"pending", "running"} & set(whole["status"].to_pylist()):
+                live.update(_with_note(view, note, out.width), refresh=True)
+                time.sleep(_WATCH_S)
+                whole, view, note = look()
+    out.print(_with_note(view, note, out.width))
+
+
+def _with_note(view: pa.Table, note: str, width: int) -> Group:
+    return Group(as_rich(view, width), *([Text(f"\n{note}")] if note else []))
 
 
 def console(stderr: bool = False) -> Console:

@@ -1,7 +1,7 @@
 """Run: one output folder, in a directory or a bucket; it is the state.
 
     spec.yaml  plan.json  owner.json  skipped.json  trials/<id>-<epochs>.json  checkpoints/<id>.npz
-    leaderboard.parquet  history.parquet
+    leaderboard.parquet  history.parquet  report.html  dataset.json  models/best.json  models/best-validation.parquet
 
 Every file is written whole or not at all. What cannot be read back is put aside under damaged/, never deleted.
 """
@@ -23,6 +23,11 @@ from orchestrator.store import Missing, Store
 BOARD = "leaderboard.parquet"
 HISTORY = "history.parquet"
 SPEC = "spec.yaml"
+SKIPPED = "skipped.json"
+DATASET = "dataset.json"
+BEST = "models/best.json"
+BEST_VALIDATION = "models/best-validation.parquet"
+REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Run:
 
     def write_skipped(self, skipped: list[tuple[str, str]]) -> None:
         """List the files that the run leaves out, as (key, reason)."""
-        self.store.write("skipped.json", json.dumps([{"key": k, "reason": r} for k, r in skipped], indent=1).encode())
+        self.store.write(SKIPPED, json.dumps([{"key": k, "reason": r} for k, r in skipped], indent=1).encode())
 
     def read_results(self) -> dict[str, Result]:
         """Trial id -> its longest result. Damaged files are put aside."""
@@ -70,10 +75,7 @@ class Run:
         self.store.write_if_absent(f"trials/{result.trial_id}-{result.epochs}.json", result.model_dump_json().encode())
 
     def read_checkpoint(self, trial_id: str) -> bytes | None:
-        try:
-            return self.store.read(f"checkpoints/{trial_id}.npz")
-        except Missing:
-            return None
+        return self.read_if_there(f"checkpoints/{trial_id}.npz")
 
     def write_checkpoint(self, trial_id: str, data: bytes) -> None:
         self.store.write(f"checkpoints/{trial_id}.npz", data)
@@ -84,6 +86,17 @@ class Run:
             sink = pa.BufferOutputStream()
             pq.write_table(table, sink)
             self.store.write(key, sink.getvalue().to_pybytes())
+
+    def read_if_there(self, key: str) -> bytes | None:
+        """One file of the run folder; None where it is not there."""
+        try:
+            return self.store.read(key)
+        except Missing:
+            return None
+
+    def write_report(self, page: str) -> None:
+        """Replace report.html."""
+        self.store.write(REPORT, page.encode(errors="replace"))  # a folder's name need not be Unicode
 
     def _put_aside(self, key: str) -> None:
         self.store.write(f"damaged/{key}", self.store.read(key))

@@ -143,7 +143,7 @@ _RESERVED_AXES = (
     {"early_stopping", "checkpoint_every_s", "input_shape", "classes", "id", "milestones", "forecast_s"}
     | {"rank", "point_id", "trial_id", "status", "seed", "val_accuracy", "val_loss", "accuracy", "loss", "best_epoch"}
     | {"best_val_accuracy", "epochs_trained", "steps_per_epoch", "train_s", "images_per_s", "peak_memory_mb"}
-    | {"device", "node", "error", "started_at", "finished_at"}
+    | {"device", "node", "error", "started_at", "finished_at", "run", "seeds", "verdict"}
 )
 
 

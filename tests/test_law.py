@@ -77,13 +77,20 @@ def test_a_library_has_its_own_rooms(room: str):
     assert {library for library in imported(room, False) & HEAVY if room not in OWNERS[library]} == set()
 
 
-@pytest.mark.parametrize("room", ["spec", "plan", "result", "errors", "model"])
+@pytest.mark.parametrize("room", ["spec", "plan", "result", "errors", "model", "statistics"])
 def test_a_pure_room_loads_nothing_heavy(room: str):
     """Not even through another room: they can be used, and tested, anywhere. The model loads Keras when it builds."""
     assert loaded_with(room) & (HEAVY | {"pyarrow", "typer", "rich", "orchestrator.store"}) == set()
 
 
-@pytest.mark.parametrize("room", ["grid", "leaderboard", "run", "lease", "progress", "store", "dataset.index"])
+def test_the_core_of_the_leaderboard_does_no_io():
+    """Tables in, tables out: it needs pyarrow, and neither a store nor a terminal."""
+    assert loaded_with("board") & (HEAVY | {"typer", "rich", "orchestrator.store", "orchestrator.run"}) == set()
+
+
+@pytest.mark.parametrize(
+    "room", ["grid", "leaderboard", "report", "run", "lease", "progress", "store", "dataset.index"]
+)
 def test_the_driver_loads_neither_tensorflow_nor_ray(room: str):
     """What a laptop runs before any training starts is quick; of object storage it loads obstore alone."""
     assert loaded_with(room) & HEAVY <= {"obstore"}
@@ -100,14 +107,17 @@ sys.argv[0] = "x"
 out = io.StringIO()
 with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
     runpy.run_module(sys.argv.pop(1), run_name="__main__")
-assert "batch_size" in out.getvalue() or "--sort" in out.getvalue(), out.getvalue()
+assert "batch_size" in out.getvalue() or "RUN" in out.getvalue(), out.getvalue()
 print(*sorted({"ray", "tensorflow", "keras", "boto3"} & set(sys.modules)))
 """
 
 
-@pytest.mark.parametrize("arguments", [["orchestrator.grid", "--plan"], ["orchestrator.leaderboard", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["orchestrator.grid", "--plan"], ["orchestrator.leaderboard", "--help"], ["orchestrator.report", "--help"]],
+)
 def test_a_command_that_trains_nothing_loads_nothing_heavy(arguments: list[str], tmp_path: Path):
-    """`grid --plan` and `leaderboard` start without TensorFlow, Ray and boto3."""
+    """`grid --plan`, `leaderboard` and `report` start without TensorFlow, Ray and boto3."""
     done = subprocess.run(
         [sys.executable, "-c", RUN, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -18,22 +19,22 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
-from orchestrator.errors import BadInput
-from orchestrator.leaderboard import (
+from orchestrator.board import (
     COLUMNS,
     SCHEMA_VERSION,
-    as_csv,
-    as_json,
-    as_markdown,
-    as_rich,
     build_board,
     build_history,
-    console,
+    by_config,
+    compare,
+    effects,
     facts,
-    read_board,
     sort_board,
+    where,
 )
+from orchestrator.errors import BadInput
+from orchestrator.leaderboard import as_csv, as_json, as_markdown, as_rich, console, read_board
 from orchestrator.model import Code
 from orchestrator.plan import Counts, Plan, make_plan
 from orchestrator.result import Epoch, Result
@@ -234,7 +235,7 @@ def printed(board: pa.Table) -> str:
     with pytest.MonkeyPatch.context() as patch:
         out = io.StringIO()
         patch.setattr(sys, "stdout", out)
-        console().print(as_rich(board))
+        console().print(as_rich(board, 200))
     return out.getvalue()
 
 
@@ -360,3 +361,211 @@ def test_a_file_that_is_no_leaderboard_is_refused(folder: str, tmp_path: Path):
     broken.write_bytes(rotten)
     with pytest.raises(BadInput, match="must be a Parquet file"):
         read_board(str(tmp_path))
+
+
+def grid_board(scores: dict[tuple[int, float], list[float]]) -> pa.Table:
+    """Batch size and dropout -> the accuracy of seeds 0, 1 …, after one epoch."""
+    sizes, dropouts = zip(*scores, strict=True)
+    grid = {"batch_size": list(dict.fromkeys(sizes)), "dropout": list(dict.fromkeys(dropouts)), "epochs": [1]}
+    plan = planned(grid=grid, seeds=list(range(len(next(iter(scores.values()))))))
+    found = {
+        p.trial_id: result(p.trial_id, [scores[p.values["batch_size"], p.values["dropout"]][p.seed]])
+        for p in plan.points
+        if (p.values["batch_size"], p.values["dropout"]) in scores
+    }
+    return build_board(plan, found, set(), "val_accuracy")
+
+
+FULL = {(5, 0.0): [0.9, 0.8], (5, 0.5): [0.7, 0.6], (10, 0.0): [0.5, 0.4], (10, 0.5): [0.3, 0.2]}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "sizes"),
+    [
+        (["batch_size=5"], [5, 5, 5, 5]),
+        (["batch_size == 5", "dropout=0.5"], [5, 5]),
+        (["batch_size!=5", "dropout<0.5"], [10, 10]),
+        (["val_accuracy>=0.7"], [5, 5, 5]),
+        (["val_accuracy>0.7"], [5, 5]),
+        (["val_accuracy<=0.3"], [10, 10]),
+        (["batch_size>7.5", "seed=1"], [10, 10]),
+        (["status=ok", "rank=1"], [5]),
+        (["node!=here", "rank<2"], [5]),
+        (["started_at>2020-01-01"], []),
+        (["node=here"], []),
+    ],
+)
+def test_conditions_choose_rows(conditions: list[str], sizes: list[int]):
+    """All of them must hold; numbers compare as numbers; an empty cell only differs."""
+    assert where(grid_board(FULL), conditions)["batch_size"].to_pylist() == sizes
+
+
+@pytest.mark.parametrize(
+    ("condition", "says"),
+    [
+        ("dropout", "--where must look like dropout=0.5 (or !=, <, >, <=, >=), got dropout"),
+        ("drop=1", "--where must name a column of the leaderboard (rank, point_id, .*), got drop"),
+        ("dropout=much", "--where must compare dropout with a number, got much"),
+        ("started_at=soon", "--where must compare started_at with a time, such as 2026-01-31T12:00, got soon"),
+    ],
+)
+def test_a_condition_that_is_none_says_what_it_must_be(condition: str, says: str):
+    """One line, with the column and what it holds."""
+    with pytest.raises(BadInput, match=re.escape(says).replace(r"\.\*", ".*")):
+        where(grid_board(FULL), [condition])
+
+
+def test_a_truth_value_is_chosen_by_its_name():
+    """true and false, however they are written; nothing else."""
+    board = build_board(planned(grid={"horizontal_flip": [True, False]}), {}, set(), "val_accuracy")
+    assert where(board, ["horizontal_flip=True"])["horizontal_flip"].to_pylist() == [True]
+    with pytest.raises(BadInput, match="with true or false, got 1"):
+        where(board, ["horizontal_flip=1"])
+
+
+def test_seeds_are_folded_into_one_row_per_configuration():
+    """Mean, deviation and interval of the metric; whether it ties with the best, by the same seeds."""
+    table = by_config(grid_board({(5, 0.0): [0.9, 0.8, 0.7], (10, 0.0): [0.8, 0.9, 0.6], (20, 0.0): [0.1, 0.01, 0.0]}))
+    assert table["batch_size"].to_pylist() == [5, 10, 20]
+    assert table["seeds"].to_pylist() == [3, 3, 3]
+    assert table["verdict"].to_pylist() == ["best", "ties", "behind"]
+    (first, *_) = table.to_pylist()
+    assert first["val_accuracy"] == pytest.approx(0.8)
+    assert first["val_accuracy_std"] == pytest.approx(0.1)
+    assert first["val_accuracy_high"] - first["val_accuracy_low"] == pytest.approx(2 * 4.302653 * 0.1 / 3**0.5)
+
+
+def test_one_seed_has_no_interval_and_no_verdict():
+    """Empty cells, not zeros."""
+    rows = by_config(grid_board({(5, 0.0): [0.9], (10, 0.0): [0.8]})).to_pylist()
+    assert [row["verdict"] for row in rows] == ["best", None]
+    assert [row["val_accuracy_std"] for row in rows] == [None, None]
+
+
+def test_effects_say_which_axis_matters():
+    """The one with the larger share first, each value with its mean over the other axis; and how to read them."""
+    table, note = effects(grid_board(FULL))
+    rows = [(row["axis"], row["value"], round(row["val_accuracy"], 6)) for row in table.to_pylist()]
+    assert rows == [
+        ("batch_size", "5", 0.75),
+        ("batch_size", "10", 0.35),
+        ("dropout", "0.0", 0.65),
+        ("dropout", "0.5", 0.45),
+    ]
+    assert table["share"].to_pylist() == pytest.approx([0.8, 0.8, 0.2, 0.2])
+    assert note.endswith("0% is no axis' alone; exact: the configurations are a full grid")
+    _, note = effects(grid_board({key: FULL[key] for key in list(FULL)[:3]}))
+    assert "approximate: the configurations are no full grid" in note
+    with pytest.raises(BadInput, match="--effects must have an axis with two values"):
+        effects(grid_board({(5, 0.0): [0.9]}))
+
+
+def test_runs_are_compared_by_what_differs():
+    """An axis of one run and a fixed setting of the other are one column; what is equal in both is none."""
+    one, two = planned(grid={"batch_size": [5, 10]}), planned(grid={"learning_rate": [0.1]}, train={"batch_size": 10})
+    boards = [ranked(one, 0.5, 0.9), ranked(two, 0.7)]
+    board = compare(["one", "two"], boards, [one.shared, two.shared])
+    assert facts(board)["axes"] == ["run", "learning_rate", "batch_size"]
+    names = ["rank", "run", "batch_size", "learning_rate", "val_accuracy"]
+    assert [tuple(row[name] for name in names) for row in board.to_pylist()] == [
+        (1, "one", 10, 0.001, 0.9),
+        (2, "two", 10, 0.1, 0.7),
+        (3, "one", 5, 0.001, 0.5),
+    ]
+    longer = [ranked(planned(grid={"batch_size": [5], "epochs": [30]}), 0.5), boards[0]]
+    board = compare(["long", "one"], longer, [one.shared, one.shared])
+    assert facts(board)["axes"] == ["run", "epochs", "batch_size"]
+    assert board["epochs"].to_pylist() == [10, 30, 10]  # also where it is no axis
+    assert compare(["one", "two"], boards, [{}, {}])["batch_size"].to_pylist() == [10, None, 5]  # no plan to read
+
+
+def fitted(board: pa.Table, width: int) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width, highlight=False, markup=False, color_system=None).print(as_rich(board, width))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [20, 30, 40, 50, 60, 80, 100, 120, 200])
+def test_the_table_fits_the_terminal(width: int):
+    """No line is longer, no number is cut or wrapped; rank and metric stay; a note names what is left out."""
+    lines = fitted(grid_board(FULL), width).splitlines()
+    assert max(map(len, lines)) <= width
+    head, rows = lines[0].split(), [line.split() for line in lines[1:9]]
+    assert {"rank", "val_accuracy"} <= set(head)
+    assert [row[0] for row in rows] == list("12345678")
+    assert [row[head.index("val_accuracy")] for row in rows] == [f"0.{9 - i}000" for i in range(8)]
+    assert all(len(row) == len(head) for row in rows)
+    note = " ".join(lines[9:])
+    assert ("too narrow for" in note) == ("images_per_s" not in head)
+
+
+def test_an_error_wraps_and_the_numbers_do_not():
+    """The error takes the room that is left."""
+    lines = fitted(failed_board("out of memory " * 20), 100).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert len(lines) > 3
+    assert "error" in lines[0]
+    assert "error" not in fitted(failed_board("out of memory " * 20), 60).splitlines()[0]
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run folder with four configurations and two seeds."""
+    folder = str(tmp_path_factory.mktemp("runs") / "seeded")
+    board = grid_board(FULL)
+    results = {
+        row["trial_id"]: result(row["trial_id"], [0.9, 0.8, 0.7, 0.6, 0.5], [0.9, 0.5, 0.6, 0.7, 0.8])
+        for row in board.to_pylist()
+    }
+    Run(open_store(folder, create=True)).write_tables(board, build_history(results))
+    return folder
+
+
+def test_the_command_shows_the_views(seeded: str, folder: str):
+    """Folded, effects, compared, chosen; the verdict stands below a table, and never among what programs read."""
+    done = leaderboard(seeded)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nbest: batch_size=5 dropout=0.0 epochs=1, val_accuracy 0.8500" in done.stdout
+    done = leaderboard(seeded, "--by-config", "--where", "dropout=0.5", "--sort", "batch_size", "--format", "json")
+    assert [(row["batch_size"], row["rank"]) for row in json.loads(done.stdout)] == [(5, 1), (10, 2)]
+    done = leaderboard(seeded, "--effects")
+    assert done.stdout.splitlines()[1].split() == ["batch_size", "80.0%", "5", "0.7500", "0.1414", "2"]
+    done = leaderboard("--compare", seeded, folder, "--top", "1", "--format", "csv")
+    (row,) = csv.DictReader(io.StringIO(done.stdout))
+    assert (row["run"], row["batch_size"], row["rank"]) == ("seeded", "5", "1")
+
+
+def test_views_that_do_not_go_together_are_refused(seeded: str):
+    """One line each."""
+    wrong = [
+        ([seeded, "--by-config", "--effects"], "error: --by-config and --effects are two views"),
+        ([seeded, seeded], "error: RUN must be one run folder, or several with --compare"),
+        ([seeded, "--compare"], "error: RUN must be one run folder, or several with --compare"),
+        ([seeded, "--watch", "--format", "csv"], "error: --watch prints a table, got --format csv"),
+    ]
+    for arguments, says in wrong:
+        done = leaderboard(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(says)
+
+
+def test_watching_ends_with_the_run(tmp_path: Path):
+    """On a terminal: it shows the running board, reads it again, and ends with the last one when nothing is left."""
+    run = Run(open_store(str(tmp_path / "cats"), create=True))
+    plan = planned(grid={"batch_size": [5], "epochs": [1]})
+    (trial_id,) = (trial.id for trial in plan.trials)
+    run.write_tables(build_board(plan, {}, {trial_id}, "val_accuracy"), build_history({}))
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "orchestrator.leaderboard", run.store.uri, "--watch"]
+    with subprocess.Popen(command, stdout=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}) as watch:
+        os.close(theirs)
+        seen = b""
+        while b"running" not in seen:
+            seen += os.read(ours, 4096)
+        done = {trial_id: result(trial_id, [0.75])}
+        run.write_tables(build_board(plan, done, set(), "val_accuracy"), build_history(done))
+        while b"the only configuration" not in seen:
+            seen += os.read(ours, 4096)
+        assert watch.wait(30) == 0
+    os.close(ours)
+    assert b"0.7500" in seen

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.leaderboard import build_history
+from orchestrator.board import build_history
 from orchestrator.result import Epoch, Result
 from orchestrator.run import Run
 from orchestrator.store import open_store

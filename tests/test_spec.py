@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import leaderboard
+from orchestrator import board
 from orchestrator.errors import BadInput
 from orchestrator.model import read_code
 from orchestrator.plan import Counts, as_tree, make_plan
@@ -266,8 +266,8 @@ def test_no_axis_can_take_the_name_of_a_column_or_a_key_of_the_plan():
     spec = load_spec(SMALL)
     plan = as_tree(make_plan(spec, Counts(10, 2), "d", read_code("small_cnn", [])), {})
     keys = {*plan["points"][0], *plan["trials"][0]} - set(AXIS_PATHS)
-    assert {*leaderboard.COLUMNS, *keys} <= _RESERVED_AXES
-    for name in leaderboard.COLUMNS:
+    assert {*board.COLUMNS, *keys} <= _RESERVED_AXES
+    for name in board.COLUMNS:
         assert "cannot be an axis" in complaint(SMALL, (f"grid.{name}=[1, 2]",))
 
 

@@ -92,6 +92,22 @@ def test_a_job_log_is_plain_lines(finished: tuple[Path, str]) -> None:
     assert "8 of 8 points ok" in out
 
 
+def test_a_run_ends_with_its_verdict_and_its_page(finished: tuple[Path, str]) -> None:
+    """Which point is best, how sure that is, whether it overfits; the page holds every point and every curve."""
+    run, out = finished
+    best = board(run).iloc[0]
+    lines = out.splitlines()
+    (at,) = [i for i, line in enumerate(lines) if line.startswith("best: ")]
+    assert lines[at].startswith(f"best: batch_size={best.batch_size} epochs={best.epochs} dropout={best.dropout}, ")
+    assert lines[at + 1].startswith("one seed cannot tell whether that is more than chance: train others with --set")
+    assert "accuracy" in lines[at + 2]
+    page = (run / "report.html").read_text(encoding="utf-8")
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    assert data["board"]["columns"]["point_id"] == list(board(run).point_id)
+    assert set(data["curves"]) == set(board(run).trial_id)
+    assert data["verdict"][0] == lines[at]
+
+
 def test_the_same_command_again_trains_nothing(finished: tuple[Path, str]) -> None:
     """It prints the same board, and no result is written anew."""
     run, _ = finished
@@ -153,6 +169,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, number: signal.Sig
     assert "goes on from here" in out
     run = tmp_path / "runs" / "shirts"
     assert set(board(run).status) == {"pending"}
+    assert (run / "report.html").exists()
     assert not (run / "owner.json").exists()
 
 
