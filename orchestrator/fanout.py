@@ -166,6 +166,7 @@ def fan_out(work: Work, cluster: Cluster, trials: Sequence[Trial], watch: Watch,
 def _trial_room(work: Work) -> Any:
     """The trial module, in a worker: TensorFlow is imported here, once per process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"  # or the next trial fails where the last one's thread is slow
     from orchestrator import trial
 
     trial.use_threads(work.spec.resources.cpus_per_trial)

@@ -138,6 +138,19 @@ def test_a_grid_that_grew_trains_only_the_new_points(finished: tuple[Path, str])
     assert set(board(run).status) == {"ok"}
 
 
+def test_the_board_does_not_depend_on_who_trained_what(tmp_path: Path) -> None:
+    """24 small trials of six shapes: two workers that take whatever comes next, and one; the same weights to the bit."""
+    many = ["--set", "grid={batch_size: [32, 64, 96], epochs: [1], dropout: [0.0, 0.5]}", "--set", "seeds=[0, 1, 2, 3]"]
+    digests = []
+    for name, at_once in (("two", 2), ("one", 1)):
+        done = grid(*many, "--name", name, "--set", f"resources.max_concurrent={at_once}", cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        files = (tmp_path / "runs" / name / "trials").iterdir()
+        digests.append({path.name: json.loads(path.read_text())["digests"] for path in files})
+    assert len(digests[0]) == 24
+    assert digests[0] == digests[1]
+
+
 def test_a_killed_driver_loses_no_finished_trial(tmp_path: Path) -> None:
     """SIGKILL after the first finished trial; the same command finishes the rest and trains nothing twice."""
     args = command("--set", GRID)
