@@ -139,7 +139,7 @@ def test_a_grid_that_grew_trains_only_the_new_points(finished: tuple[Path, str])
 
 
 def test_the_board_does_not_depend_on_who_trained_what(tmp_path: Path) -> None:
-    """24 small trials of six shapes: two workers that take whatever comes next, and one; the same weights to the bit."""
+    """24 small trials of six shapes: two workers that take what comes next, and one; the same weights to the bit."""
     many = ["--set", "grid={batch_size: [32, 64, 96], epochs: [1], dropout: [0.0, 0.5]}", "--set", "seeds=[0, 1, 2, 3]"]
     digests = []
     for name, at_once in (("two", 2), ("one", 1)):
