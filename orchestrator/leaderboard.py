@@ -21,7 +21,7 @@ from rich.text import Text
 
 from orchestrator.errors import BadInput, exit_on_bad_input
 from orchestrator.plan import Plan, Point
-from orchestrator.result import Epoch, Result
+from orchestrator.result import Epoch, Result, read_off
 from orchestrator.run import BOARD
 from orchestrator.spec import EarlyStopping
 from orchestrator.store import Missing, open_store
@@ -61,7 +61,8 @@ def build_board(
     rows = [_row(point, results.get(point.trial_id), point.trial_id in running, stopping) for point in plan.points]
     sign = -1 if metric.endswith("accuracy") else 1
     order = {"ok": 0, "failed": 1, "running": 2, "pending": 3}
-    rows.sort(key=lambda row: (order[row["status"]], sign * row[metric] if row["status"] == "ok" else 0.0))
+    # of equals, the one that took fewer epochs; as result.merit has it
+    rows.sort(key=lambda row: (order[row["status"]], sign * row.get(metric, 0.0), row.get("epochs_trained", 0)))
     for i, row in enumerate(rows):
         row["rank"] = i + 1 if row["status"] == "ok" else None
     axes = {name: _type([point.values[name] for point in plan.points]) for name in plan.axes}
@@ -109,10 +110,10 @@ def _row(point: Point, result: Result | None, running: bool, stopping: EarlyStop
     history = result.history[: point.epochs]
     if not history or result.status != "ok":
         return row
-    read_off = min(history, key=lambda epoch: epoch.val_loss) if stopping and stopping.restore_best else history[-1]
+    shown = read_off(history, bool(stopping and stopping.restore_best))
     best = max(history, key=lambda epoch: epoch.val_accuracy)
     train_s = sum(epoch.train_s for epoch in history)
-    row |= {name: getattr(read_off, name) for name in ("val_accuracy", "val_loss", "accuracy", "loss")}
+    row |= {name: getattr(shown, name) for name in ("val_accuracy", "val_loss", "accuracy", "loss")}
     return row | {
         "best_epoch": best.epoch,
         "best_val_accuracy": best.val_accuracy,
