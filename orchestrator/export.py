@@ -21,6 +21,7 @@ import tensorflow as tf
 from orchestrator.dataset.pipeline import SCALE
 from orchestrator.dataset.stream import decode
 from orchestrator.errors import BadInput
+from orchestrator.model import read_classes
 from orchestrator.result import Epoch, Exported, merit, ranked_by
 from orchestrator.run import CANDIDATES, Keep, Work, versions
 from orchestrator.store import StoreError
@@ -206,22 +207,24 @@ def load(data: bytes, name: str, model: str) -> keras.Model:
     name: what to call it. model: the model function's name in the spec; where the file has layers that Keras does not
     know, they are looked for in its module. Raises BadInput.
     """
-    from orchestrator.model import read_classes  # the one that may import a person's module
-
     try:
         return _load(data, {})
     except (TypeError, ValueError, KeyError, AttributeError, OSError, RuntimeError, ImportError) as first:
         error: Exception = first
-    if model != "small_cnn" and "ambda" not in str(error):
+    if "Lambda" in str(error):
+        raise BadInput(
+            f"{name} holds a Lambda layer, that is code, and no code is run from a file: build the model of other "
+            f"layers, and train it anew"
+        )
+    if model != "small_cnn":
         try:
             return _load(data, read_classes(model, keras.layers.Layer))
         except (TypeError, ValueError, KeyError, AttributeError, OSError, RuntimeError, ImportError) as second:
             error = second
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     raise BadInput(
-        f"{name} must be a model that Keras loads in safe mode: {(lines or [type(error).__name__])[0][:300]}; "
-        f"of layers of your own, have the module {model.partition(':')[0]} in the current folder; Lambda layers hold "
-        f"code, and are not loaded"
+        f"{name} must be a model that Keras can load: {(lines or [type(error).__name__])[0][:300]}; layers of your "
+        f"own must be found in the module {model.partition(':')[0]}, in the current folder as in training"
     ) from None
 
 

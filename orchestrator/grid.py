@@ -19,7 +19,7 @@ import pyarrow as pa
 import typer
 from rich.console import Console
 
-from orchestrator import leaderboard, winner
+from orchestrator import leaderboard, tracking, winner
 from orchestrator.dataset.index import Index, build_index, check_split, describe_bad
 from orchestrator.errors import BadInput, exit_on_bad_input
 from orchestrator.events import write_events
@@ -30,7 +30,7 @@ from orchestrator.progress import Progress
 from orchestrator.result import Epoch, Result
 from orchestrator.run import BOARD, HISTORY, Keep, Run, Work
 from orchestrator.spec import AXIS_PATHS, Spec, load_spec, to_yaml
-from orchestrator.store import StoreError, open_store
+from orchestrator.store import StoreError, one_line, open_store
 
 if TYPE_CHECKING:
     from orchestrator.fanout import Cluster
@@ -54,6 +54,7 @@ def main(
     share_epochs: Annotated[bool, typer.Option(help="Points that differ only in epochs share one trial.")] = True,
     takeover: Annotated[bool, typer.Option("--takeover", help="Drive this run though another process does.")] = False,
     keep: Annotated[Keep, typer.Option("--export-models", help="Whose trained models are kept.")] = Keep.best,
+    mlflow: Annotated[str | None, typer.Option(metavar="URI", help="MLflow server to log every point to.")] = None,
 ) -> None:
     """Train every point of a grid once and rank them. The same command again finishes what is missing."""
     shortcuts = {"data.uri": data, "output": output, "name": name}
@@ -62,11 +63,11 @@ def main(
         *(f"{path}={json.dumps(value)}" for path, value in shortcuts.items() if value is not None),
     ]
     with exit_on_bad_input():
-        raise SystemExit(orchestrate(_read_spec(spec, overrides), plan, as_json, share_epochs, takeover, keep))
+        raise SystemExit(orchestrate(_read_spec(spec, overrides), plan, as_json, share_epochs, takeover, keep, mlflow))
 
 
 def orchestrate(
-    spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, takeover: bool, keep: Keep = Keep.best
+    spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, takeover: bool, keep: Keep, mlflow: str | None
 ) -> int:
     """The whole line. Returns the exit status: 0 all ok, 1 some point failed, 130 interrupted. Raises BadInput."""
     images = open_store(spec.data.uri)
@@ -92,6 +93,8 @@ def orchestrate(
         print(json.dumps(as_tree(plan, stands), indent=1) if as_json else text)
         return DONE
 
+    if mlflow:
+        tracking.check(mlflow)
     console = leaderboard.console(stderr=as_json)
     interrupted = False
     work = Work(spec, index, images, run, keep)
@@ -106,7 +109,12 @@ def orchestrate(
             interrupted = gathered.interrupted
     except KeyboardInterrupt:
         interrupted = True
-    return _report(gathered.board(), run, spec, interrupted, as_json)
+    status = _report(gathered.board(), run, spec, interrupted, as_json)
+    if mlflow and not interrupted:
+        points, best = winner.trained(plan, gathered.results), winner.winner(plan, gathered.board())
+        logged = tracking.log(mlflow, spec.name, run, plan, points, gathered.results, best)
+        console.out(f"mlflow: {many(logged, 'point')} logged to experiment {spec.name} at {one_line(mlflow)}")
+    return status
 
 
 def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, console: Console) -> bool:

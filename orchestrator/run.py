@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -137,6 +138,11 @@ class Run:
             self.write_model(target, *files, facts)
         else:
             self.store.write(f"models/{target}.json", facts.model_dump_json(indent=1).encode())
+
+    def fetch_model(self, name: str, folder: Path) -> None:
+        """Copy a model and what stands beside it into a folder of this machine."""
+        for end in (".json", ".keras", "-validation.parquet"):
+            (folder / f"{name}{end}").write_bytes(self.store.read(f"models/{name}{end}"))
 
     def delete_model(self, name: str) -> None:
         for end in (".json", ".keras", "-validation.parquet"):
