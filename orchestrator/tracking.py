@@ -114,6 +114,7 @@ def _log_point(
 def _client(uri: str) -> "Iterator[MlflowClient]":
     for setting, value in (
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"),
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "30"),
     ):
