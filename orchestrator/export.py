@@ -179,8 +179,8 @@ class Exporter:
         if source.images is not None:
             yield from (source.images[row] for row in rows.tolist())
         else:
-            for blob in source.encoded.blobs(rows):
-                yield decode(tf.constant(blob), source.data.image_size, source.data.resize)
+            for _, blobs in source.encoded.chunks(rows):
+                yield from (decode(tf.constant(b), source.data.image_size, source.data.resize) for b in blobs)
 
 
 def weights_digest(model: keras.Model) -> str:

@@ -28,7 +28,7 @@ from orchestrator.model import read_code
 from orchestrator.plan import Counts, Plan, Trial, as_tree, describe, differences, make_plan, many, remaining, standing
 from orchestrator.progress import Progress
 from orchestrator.result import Epoch, Result
-from orchestrator.run import BOARD, HISTORY, Keep, Run, Work
+from orchestrator.run import BEST, BOARD, HISTORY, Keep, Run, Work
 from orchestrator.spec import AXIS_PATHS, Spec, load_spec, to_yaml
 from orchestrator.store import StoreError, one_line, open_store
 
@@ -102,11 +102,12 @@ def orchestrate(
         if remaining(plan, gathered.done):
             interrupted = _train(work, plan, gathered, takeover, console)
         else:
-            with Lease(run.store, _raise_interrupt, takeover), _signals(gathered.interrupt):
+            with Lease(run.store, gathered.stop.set, takeover) as gathered.lease, _signals(gathered.interrupt):
                 run.write_plan(to_yaml(spec), plan.shared, [point.id for point in plan.points])
                 gathered.write()
                 _place_models(work, plan, gathered, None, console)
             interrupted = gathered.interrupted
+        gathered.refuse_if_lost()
     except KeyboardInterrupt:
         interrupted = True
     status = _report(gathered.board(), run, spec, interrupted, as_json)
@@ -150,10 +151,6 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
                 _place_models(work, plan, gathered, cluster, console)
         if gathered.refusal:
             raise BadInput(gathered.refusal)
-        if gathered.lease and gathered.lease.lost:
-            raise BadInput(
-                f"another process took {work.run.store.uri} over: this one has stopped, and writes nothing more"
-            )
     return gathered.interrupted
 
 
@@ -172,7 +169,7 @@ def _place_models(work: Work, plan: Plan, gathered: "_Gathered", cluster: "Clust
     with contextlib.nullcontext(cluster) if cluster else fanout.connect(work.spec.resources) as cluster:
         again = _Again(gathered.results, console)
         fanout.fan_out(dataclasses.replace(work, again=True), cluster, todo, again, gathered.stop)
-    if left := place():
+    if not gathered.stop.is_set() and (left := place()):
         console.out(f"models: still without one: {', '.join(point for trial in left for point in trial.points)}")
 
 
@@ -230,6 +227,12 @@ class _Gathered:
 
     def take(self, results: Mapping[str, Result]) -> None:
         self.results.update(results)
+
+    def refuse_if_lost(self) -> None:
+        if self.lease and self.lease.lost:
+            raise BadInput(
+                f"another process took {self._run.store.uri} over: this one has stopped, and writes nothing more"
+            )
 
     def interrupt(self) -> None:
         self.interrupted = True
@@ -362,6 +365,7 @@ def _report(board: pa.Table, run: Run, spec: Spec, interrupted: bool, as_json: b
         f"\n{count['ok']} of {board.num_rows} points ok{''.join(f', {text}' for text in also if text)}. "
         f"{BOARD}, {HISTORY} and all results: {run.store.uri}\n"
         f"python -m orchestrator.leaderboard {shlex.quote(run.store.uri)}"
+        + (f"\npython -m orchestrator.predict {shlex.quote(run.store.uri)} IMAGES…" if run.read_model(BEST) else "")
     )
     if interrupted:
         again = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
@@ -387,10 +391,6 @@ def _signals(act: Callable[[], None]) -> Iterator[None]:
     finally:
         for each, handler in old.items():
             signal.signal(each, handler)
-
-
-def _raise_interrupt() -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -74,8 +74,6 @@ def run_trial(
         settings = settle(work.spec, trial.values)
         cache = _cache(work, settings.data)
         training = Training(settings, trial, work, cache)
-        if work.keep is not Keep.none:
-            check_savable(training.model, settings.model)
         ready(cache.bad)
         training.train(report)
         result = Result(
@@ -150,6 +148,8 @@ class Training:
             self.model = models.build(settings.model, (*settings.data.image_size, 3), classes, settings.model_args)
         finally:
             keras.config.set_dtype_policy("float32")
+        if work.keep is not Keep.none:
+            check_savable(self.model, settings.model)
         self.optimizer = _optimizer(settings)
         self.optimizer.build(self.model.trainable_variables)
         self.totals = tf.Variable(tf.zeros(3, tf.float64))  # sum of losses, correct, images: of the epoch so far

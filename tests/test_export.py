@@ -4,13 +4,16 @@ import dataclasses
 import json
 import multiprocessing
 import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from test_trial import new_worker, train, train_and_die, work_in
 
+from orchestrator.errors import BadInput
 from orchestrator.plan import Trial
 from orchestrator.result import Result
 from orchestrator.run import Keep, Work
@@ -18,6 +21,24 @@ from orchestrator.run import Keep, Work
 # with this rate the lowest val_loss comes early and the highest val_accuracy at another epoch
 RISING = ("grid.epochs=[8]", "train.learning_rate=0.01", "grid.dropout=[0.0]", "grid.l2=[0.0]")
 STOPPING = (*RISING, "train.early_stopping={patience: 3}", "train.checkpoint_every_s=0.001")
+
+CLOSED = """
+import keras
+
+
+class Closed(keras.layers.Layer):
+    def __init__(self, what):
+        super().__init__()
+
+    def call(self, x):
+        return x
+
+
+def build(input_shape, classes):
+    image = keras.Input(input_shape)
+    x = keras.layers.Flatten()(Closed(object())(image))
+    return keras.Model(image, keras.layers.Dense(1, activation="sigmoid")(x))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +156,43 @@ def test_a_finished_trial_gives_its_models_again(worker: ProcessPoolExecutor, tm
         assert taken_over == (at == 1)
     after = {p.name: p.stat().st_mtime_ns for place in ("trials", "checkpoints") for p in (tmp_path / place).iterdir()}
     assert after == before
+
+
+def import_from(folder: str) -> None:
+    sys.path.insert(0, folder)
+
+
+def test_a_model_that_cannot_be_saved_is_refused_before_training(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
+    """Not after hours of it: one line, and nothing is written. Who keeps no models may train it."""
+    (tmp_path / "closed_net.py").write_text(CLOSED)
+    worker.submit(import_from, str(tmp_path)).result()
+    for keep in (Keep.best, Keep.none):
+        work, trial = keeping(tmp_path / "run", keep, "grid={epochs: [1]}")
+        work = dataclasses.replace(work, spec=work.spec.model_copy(update={"model": "closed_net:build"}))
+        trained = worker.submit(train, trial, work)
+        if keep is Keep.none:
+            assert trained.result().status == "ok"
+        else:
+            with pytest.raises(
+                BadInput, match=r"model closed_net:build must be one that Keras can save: .*--export-models"
+            ):
+                trained.result()
+            assert not (tmp_path / "run").exists()
+
+
+def test_streamed_images_give_thumbnails_too(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
+    """The pictures of the worst classified are those that a node's cache would hold."""
+    pictures = {}
+    for limit in (20, 0):
+        work, trial = keeping(tmp_path / str(limit), Keep.all, "grid={epochs: [1]}", f"data.cache_limit_gb={limit}")
+        result = worker.submit(train, trial, work).result()
+        assert result.status == "ok", result.error
+        rows = pq.read_table(tmp_path / str(limit) / "models" / f"{trial.points[0]}-validation.parquet").to_pylist()
+        pictures[limit] = {row["path"]: row["thumbnail"] for row in rows if row["thumbnail"]}
+        assert len(pictures[limit]) == 24
+    both = set(pictures[20]) & set(pictures[0])
+    assert both
+    assert all(pictures[20][path] == pictures[0][path] for path in both)
 
 
 def test_a_resumed_trial_does_not_write_what_is_there(worker: ProcessPoolExecutor, tmp_path: Path) -> None:

@@ -269,6 +269,11 @@ def test_a_grid_from_bucket_to_bucket(bucket: str, tmp_path: Path) -> None:
     )
     (row,) = json.loads(shown.stdout)
     assert row["status"] == "ok"
+    keys = {o.key for o in open_store(f"{bucket}/runs/shirts").list()}
+    assert {key for key in keys if key.startswith("models/")} == {
+        f"models/best{end}" for end in (".keras", ".json", "-validation.parquet")
+    }
+    assert [key.split("/")[1] for key in keys if key.startswith("events/")] == [row["point_id"]]
     again = grid(*args, cwd=tmp_path)
     assert again.returncode == 0
     assert "to train" not in again.stdout
