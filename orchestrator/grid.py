@@ -189,7 +189,7 @@ class _Again:
         self._console.out(f"models: {trial.id} could not be trained again: {why}")
 
     def epoch(self, trial_id: str, epoch: Epoch) -> None:
-        pass
+        self._console.out(f"models: {trial_id} epoch {epoch.epoch}")
 
     def ended(self, result: Result) -> None:
         before = self._results[result.trial_id].digests
@@ -365,8 +365,15 @@ def _report(board: pa.Table, run: Run, spec: Spec, interrupted: bool, as_json: b
         f"\n{count['ok']} of {board.num_rows} points ok{''.join(f', {text}' for text in also if text)}. "
         f"{BOARD}, {HISTORY} and all results: {run.store.uri}\n"
         f"python -m orchestrator.leaderboard {shlex.quote(run.store.uri)}"
-        + (f"\npython -m orchestrator.predict {shlex.quote(run.store.uri)} IMAGES…" if run.read_model(BEST) else "")
     )
+    if count["ok"]:
+        best = run.read_model(BEST)
+        there = best is not None and best.point_id == board["point_id"][0].as_py()
+        console.out(
+            f"python -m orchestrator.predict {shlex.quote(run.store.uri)} IMAGES"
+            if there
+            else "no model of the winner in models/: the same command makes it, unless with --export-models none"
+        )
     if interrupted:
         again = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
         console.out(f"interrupted: {again}  goes on from here")

@@ -163,6 +163,7 @@ def test_models_that_are_not_there_are_made_again(finished: tuple[Path, str], tm
     shutil.rmtree(run / "models")
     nothing = grid(*spec, "--export-models", "none", cwd=tmp_path)
     assert "models:" not in nothing.stdout
+    assert "no model of the winner in models/: the same command makes it" in nothing.stdout
     assert not (run / "models").exists()
 
     before = results(run)
