@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from orchestrator import statistics
 from orchestrator.errors import BadInput
 from orchestrator.plan import Plan, Point
-from orchestrator.result import Epoch, Result
+from orchestrator.result import Epoch, Result, read_off
 from orchestrator.spec import EarlyStopping, axis_path, canonical
 
 SCHEMA_VERSION = 1
@@ -58,7 +58,8 @@ def build_board(
 def _ranked(rows: list[dict[str, Any]], axes: Sequence[str], metric: str) -> pa.Table:
     sign = -1 if metric.endswith("accuracy") else 1
     order = {"ok": 0, "failed": 1, "running": 2, "pending": 3}
-    rows.sort(key=lambda row: (order[row["status"]], sign * row[metric] if row["status"] == "ok" else 0.0))
+    # of equals, the one that took fewer epochs; as result.merit has it
+    rows.sort(key=lambda row: (order[row["status"]], sign * (row.get(metric) or 0.0), row.get("epochs_trained") or 0))
     for i, row in enumerate(rows):
         row["rank"] = i + 1 if row["status"] == "ok" else None
     types = {name: _type([row[name] for row in rows]) for name in axes}
@@ -105,10 +106,10 @@ def _row(point: Point, result: Result | None, running: bool, stopping: EarlyStop
     history = result.history[: point.epochs]
     if not history or result.status != "ok":
         return row
-    read_off = min(history, key=lambda epoch: epoch.val_loss) if stopping and stopping.restore_best else history[-1]
+    shown = read_off(history, bool(stopping and stopping.restore_best))
     best = max(history, key=lambda epoch: epoch.val_accuracy)
     train_s = sum(epoch.train_s for epoch in history)
-    row |= {name: getattr(read_off, name) for name in ("val_accuracy", "val_loss", "accuracy", "loss")}
+    row |= {name: getattr(shown, name) for name in ("val_accuracy", "val_loss", "accuracy", "loss")}
     return row | {
         "best_epoch": best.epoch,
         "best_val_accuracy": best.val_accuracy,

@@ -1,6 +1,7 @@
 """Grid: the main command. Spec -> plan -> what remains -> fan-out -> leaderboard, top to bottom."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shlex
@@ -11,25 +12,29 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import typer
 from rich.console import Console
 
-from orchestrator import leaderboard, report, statistics
+from orchestrator import leaderboard, report, statistics, tracking, winner
 from orchestrator.board import build_board, build_history, verdict
 from orchestrator.dataset.index import Index, build_index, check_split, describe_bad
 from orchestrator.errors import BadInput, exit_on_bad_input
+from orchestrator.events import write_events
 from orchestrator.lease import Lease, refuse_if_held
 from orchestrator.model import read_code
 from orchestrator.plan import Counts, Plan, Trial, as_tree, describe, differences, make_plan, many, remaining, standing
 from orchestrator.progress import Progress
 from orchestrator.result import Epoch, Result
-from orchestrator.run import BOARD, HISTORY, REPORT, Run, Work
+from orchestrator.run import BEST, BOARD, HISTORY, REPORT, Keep, Run, Work
 from orchestrator.spec import AXIS_PATHS, Spec, load_spec, to_yaml
-from orchestrator.store import StoreError, open_store
+from orchestrator.store import StoreError, one_line, open_store
+
+if TYPE_CHECKING:
+    from orchestrator.fanout import Cluster
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -49,6 +54,8 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan or the leaderboard as JSON.")] = False,
     share_epochs: Annotated[bool, typer.Option(help="Points that differ only in epochs share one trial.")] = True,
     takeover: Annotated[bool, typer.Option("--takeover", help="Drive this run though another process does.")] = False,
+    keep: Annotated[Keep, typer.Option("--export-models", help="Whose trained models are kept.")] = Keep.best,
+    mlflow: Annotated[str | None, typer.Option(metavar="URI", help="MLflow server to log every point to.")] = None,
 ) -> None:
     """Train every point of a grid once and rank them. The same command again finishes what is missing."""
     shortcuts = {"data.uri": data, "output": output, "name": name}
@@ -57,10 +64,12 @@ def main(
         *(f"{path}={json.dumps(value)}" for path, value in shortcuts.items() if value is not None),
     ]
     with exit_on_bad_input():
-        raise SystemExit(orchestrate(_read_spec(spec, overrides), plan, as_json, share_epochs, takeover))
+        raise SystemExit(orchestrate(_read_spec(spec, overrides), plan, as_json, share_epochs, takeover, keep, mlflow))
 
 
-def orchestrate(spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, takeover: bool) -> int:
+def orchestrate(
+    spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, takeover: bool, keep: Keep, mlflow: str | None
+) -> int:
     """The whole line. Returns the exit status: 0 all ok, 1 some point failed, 130 interrupted. Raises BadInput."""
     images = open_store(spec.data.uri)
     images.check()
@@ -77,7 +86,7 @@ def orchestrate(spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, 
             f"{run.store.uri} holds a run whose trials share other settings ({'; '.join(changed)}): "
             f"give this one another --name, or set them back"
         )
-    gathered = _Gathered(run, plan, run.read_results(), spec)
+    gathered = _Gathered(run, plan, run.read_results(), spec, keep)
     stands = standing(plan, gathered.done, before["points"] if before else ())
     if plan_only:
         slots = spec.resources.max_concurrent or max(1, (os.cpu_count() or 1) // spec.resources.cpus_per_trial)
@@ -85,18 +94,28 @@ def orchestrate(spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, 
         print(json.dumps(as_tree(plan, stands), indent=1) if as_json else text)
         return DONE
 
+    if mlflow:
+        tracking.check(mlflow)
     console = leaderboard.console(stderr=as_json)
     interrupted = False
+    work = Work(spec, index, images, run, keep)
     try:
         if remaining(plan, gathered.done):
-            interrupted = _train(Work(spec, index, images, run), plan, gathered, takeover, console)
+            interrupted = _train(work, plan, gathered, takeover, console)
         else:
-            with Lease(run.store, _raise_interrupt, takeover):
+            with Lease(run.store, gathered.stop.set, takeover) as gathered.lease, _signals(gathered.interrupt):
                 run.write_plan(to_yaml(spec), plan.shared, [point.id for point in plan.points])
-                gathered.write()
+                _finish(work, plan, gathered, None, console)
+            interrupted = gathered.interrupted
+        gathered.refuse_if_lost()
     except KeyboardInterrupt:
         interrupted = True
-    return _report(gathered.board(), gathered.history(), run, interrupted, as_json)
+    status = _report(gathered.board(), gathered.history(), run, interrupted, as_json)
+    if mlflow and not interrupted:
+        points, best = winner.trained(plan, gathered.results), winner.winner(plan, gathered.board())
+        logged = tracking.log(mlflow, spec.name, run, plan, points, gathered.results, best)
+        console.out(f"mlflow: {many(logged, 'point')} logged to experiment {spec.name} at {one_line(mlflow)}")
+    return status
 
 
 def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, console: Console) -> bool:
@@ -118,6 +137,7 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
             gathered.lease = held.enter_context(Lease(work.run.store, gathered.stop.set, takeover))
             gathered.take(work.run.read_results())  # another driver may have been at work until now
             work.run.write_plan(to_yaml(work.spec), plan.shared, [point.id for point in plan.points])
+            work.run.write_dataset(_facts(work.index, unreadable, work.spec))
             if skipped:
                 work.run.write_skipped(skipped)
                 console.out(f"{many(len(skipped), 'file')} left out: listed in skipped.json")
@@ -126,15 +146,66 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
         gathered.progress = held.enter_context(Progress(plan, todo, work.spec.metric, cluster.slots, console))
         with _signals(gathered.interrupt):
             fanout.fan_out(work, cluster, todo, gathered, gathered.stop)
+            if gathered.lease and not gathered.lease.lost:
+                _finish(work, plan, gathered, cluster, console)
         if gathered.refusal:
             raise BadInput(gathered.refusal)
-        if gathered.lease and gathered.lease.lost:
-            raise BadInput(
-                f"another process took {work.run.store.uri} over: this one has stopped, and writes nothing more"
-            )
-        if gathered.lease:
-            gathered.write()
     return gathered.interrupted
+
+
+def _finish(work: Work, plan: Plan, gathered: "_Gathered", cluster: "Cluster | None", console: Console) -> None:
+    """Nothing runs any more: the tables, the winner's model, and the page that shows both."""
+    gathered.write()
+    _place_models(work, plan, gathered, cluster, console)
+    report.write(work.run)
+
+
+def _place_models(work: Work, plan: Plan, gathered: "_Gathered", cluster: "Cluster | None", console: Console) -> None:
+    """Leave the models in the run folder that are to be kept; what lies nowhere is trained again, exactly."""
+
+    def place() -> tuple[Trial, ...]:
+        first = winner.winner(plan, gathered.board())
+        return winner.put_in_place(work.run, plan, gathered.results, first, work.spec, work.keep)
+
+    if not (todo := place()) or gathered.stop.is_set():
+        return
+    console.out(f"models: {many(len(todo), 'trial')} to train again, for weights that are not in the run folder")
+    from orchestrator import fanout  # here, so that a finished run loads no Ray
+
+    with contextlib.nullcontext(cluster) if cluster else fanout.connect(work.spec.resources) as cluster:
+        again = _Again(gathered.results, console)
+        fanout.fan_out(dataclasses.replace(work, again=True), cluster, todo, again, gathered.stop)
+    if not gathered.stop.is_set() and (left := place()):
+        console.out(f"models: still without one: {', '.join(point for trial in left for point in trial.points)}")
+
+
+class _Again:
+    """Watches trials that are trained again for their models: the board stays as it is."""
+
+    def __init__(self, results: Mapping[str, Result], console: Console) -> None:
+        self._results, self._console = results, console
+
+    def started(self, trial_id: str) -> None:
+        self._console.out(f"models: training {trial_id} again")
+
+    def ready(self, unreadable: Mapping[int, str]) -> None:
+        pass
+
+    def refused(self, trial: Trial, why: str) -> None:
+        self._console.out(f"models: {trial.id} could not be trained again: {why}")
+
+    def epoch(self, trial_id: str, epoch: Epoch) -> None:
+        self._console.out(f"models: {trial_id} epoch {epoch.epoch}")
+
+    def ended(self, result: Result) -> None:
+        before = self._results[result.trial_id].digests
+        if result.status == "failed":
+            self._console.out(f"models: {result.trial_id} failed when it was trained again: {result.error}")
+        elif any(before.get(epoch, digest) != digest for epoch, digest in result.digests.items()):
+            self._console.out(
+                f"models: {result.trial_id} came out with other weights than before, as it may on a GPU, another "
+                f"processor or another TensorFlow: best.json has the metrics of the model that is there"
+            )
 
 
 class _Gathered:
@@ -143,9 +214,9 @@ class _Gathered:
     Until the first worker is ready, nothing is written: then `begin` takes the run folder, or the run is refused.
     """
 
-    def __init__(self, run: Run, plan: Plan, results: Mapping[str, Result], spec: Spec) -> None:
-        self._run, self._plan, self._spec = run, plan, spec
-        self._results = dict(results)
+    def __init__(self, run: Run, plan: Plan, results: Mapping[str, Result], spec: Spec, keep: Keep) -> None:
+        self._run, self._plan, self._spec, self._keep = run, plan, spec, keep
+        self.results = dict(results)
         self._running: set[str] = set()
         self._next_write = 0.0
         self.begin: Callable[[Mapping[int, str]], None]
@@ -158,10 +229,16 @@ class _Gathered:
     @property
     def done(self) -> dict[str, int]:
         """Trial id -> epochs that its result covers."""
-        return {trial_id: result.epochs for trial_id, result in self._results.items() if result.status == "ok"}
+        return {trial_id: result.epochs for trial_id, result in self.results.items() if result.status == "ok"}
 
     def take(self, results: Mapping[str, Result]) -> None:
-        self._results.update(results)
+        self.results.update(results)
+
+    def refuse_if_lost(self) -> None:
+        if self.lease and self.lease.lost:
+            raise BadInput(
+                f"another process took {self._run.store.uri} over: this one has stopped, and writes nothing more"
+            )
 
     def interrupt(self) -> None:
         self.interrupted = True
@@ -193,22 +270,34 @@ class _Gathered:
 
     def ended(self, result: Result) -> None:
         self._running.discard(result.trial_id)
-        self._results[result.trial_id] = result
+        self.results[result.trial_id] = result
         self._write_if_due()
+        self._write_events_and_let_models_go(result)
         self.progress.ended(result)
 
     def board(self) -> pa.Table:
         stopping = self._spec.train.early_stopping
-        return build_board(self._plan, self._results, self._running, self._spec.metric, stopping)
+        return build_board(self._plan, self.results, self._running, self._spec.metric, stopping)
 
     def history(self) -> pa.Table:
-        return build_history(self._results)
+        return build_history(self.results)
 
     def write(self) -> None:
-        """Write the tables as they stand when nothing runs, and the page that shows them."""
+        """Write the tables, and TensorBoard's events, as they stand when nothing runs."""
         self._running.clear()
         self._run.write_tables(self.board(), self.history())
-        report.write(self._run)
+        write_events(self._run, winner.trained(self._plan, self.results), self.results, self._run.list_events())
+
+    def _write_events_and_let_models_go(self, result: Result) -> None:
+        if self.lease is None or self.lease.lost or result.status != "ok":
+            return
+        points = winner.trained(self._plan, self.results)
+        try:
+            write_events(self._run, [p for p in points if p.trial_id == result.trial_id], self.results, {})
+            if self._keep is Keep.best:
+                winner.let_go(self._run, self._plan, self.results, winner.winner(self._plan, self.board()))
+        except StoreError as error:  # both are done once more at the end
+            self.progress.say(f"events and models of {result.trial_id} have to wait: {error}")
 
     def _write_if_due(self) -> None:
         """A tenth of the time at most goes into the tables, however large they are."""
@@ -256,6 +345,22 @@ def _skipped(index: Index, unreadable: Mapping[int, str], spec: Spec) -> list[tu
     return [*index.bad, *bad]
 
 
+def _facts(index: Index, unreadable: Mapping[int, str], spec: Spec) -> dict[str, Any]:
+    """What the run trains on, for dataset.json."""
+    good = np.ones(len(index), bool)
+    good[list(unreadable)] = False
+    parts = {"training": ~index.validation & good, "validation": index.validation & good}
+    counts = {part: np.bincount(index.labels[rows], minlength=len(index.classes)) for part, rows in parts.items()}
+    return {
+        "uri": spec.data.uri,
+        "classes": {name: {part: int(counts[part][i]) for part in parts} for i, name in enumerate(index.classes)},
+        "image_size": spec.data.image_size,
+        "skipped": len(index.bad) + len(unreadable),
+        "ignored": index.ignored,
+        "packed": index.packed,
+    }
+
+
 def _report(board: pa.Table, history: pa.Table, run: Run, interrupted: bool, as_json: bool) -> int:
     if as_json:
         print(leaderboard.as_json(board))
@@ -273,6 +378,14 @@ def _report(board: pa.Table, history: pa.Table, run: Run, interrupted: bool, as_
         f"{BOARD}, {HISTORY}, {REPORT} and all results: {run.store.uri}\n"
         f"python -m orchestrator.leaderboard {shlex.quote(run.store.uri)}"
     )
+    if count["ok"]:
+        best = run.read_model(BEST)
+        there = best is not None and best.point_id == board["point_id"][0].as_py()
+        console.out(
+            f"python -m orchestrator.predict {shlex.quote(run.store.uri)} IMAGES"
+            if there
+            else "no model of the winner in models/: the same command makes it, unless with --export-models none"
+        )
     if interrupted:
         again = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
         console.out(f"interrupted: {again}  goes on from here")
@@ -297,10 +410,6 @@ def _signals(act: Callable[[], None]) -> Iterator[None]:
     finally:
         for each, handler in old.items():
             signal.signal(each, handler)
-
-
-def _raise_interrupt() -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -59,6 +59,12 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int, args: dict
     return model
 
 
+def read_classes(name: str, base: type) -> dict[str, type]:
+    """The classes below `base` that the module of the model `name` has, by name. Imports, and so runs, the module."""
+    module = importlib.import_module(_split(name)[0])
+    return {key: found for key, found in vars(module).items() if isinstance(found, type) and issubclass(found, base)}
+
+
 @dataclass(frozen=True, slots=True)
 class Code:
     """What builds a model, read without running it.

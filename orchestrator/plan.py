@@ -37,6 +37,7 @@ class Trial:
         values: Axis values but epochs.
         milestones: Epoch counts at which a point is read off, ascending; the last is how long it trains.
         forecast_s: Predicted worker time in seconds; trials start longest first.
+        points: Id of the point at each milestone.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Trial:
     seed: int
     milestones: tuple[int, ...]
     forecast_s: float
+    points: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def make_plan(spec: Spec, counts: Counts, index_digest: str, code: Code, share_e
     fixed = [f"{path}={canonical(value)}" for path, value in shared.items()]
     points: list[Point] = []
     seen: dict[str, str] = {}
-    milestones: dict[str, list[int]] = {}
+    milestones: dict[str, dict[int, str]] = {}  # trial -> epochs -> point
     owners: dict[str, tuple[Mapping[str, Any], int]] = {}
     for given, where in _combinations(spec):
         if len(given) < len(axes) and (unknown := [name for name in axes if name not in {**defaults, **given}]):
@@ -122,18 +124,20 @@ def make_plan(spec: Spec, counts: Counts, index_digest: str, code: Code, share_e
             points.append(Point(point_id, trial_id, values, seed, epochs))
             if trial_id not in owners:
                 owners[trial_id] = {k: v for k, v in values.items() if k != "epochs"}, seed
-                milestones[trial_id] = []
-            milestones[trial_id].append(epochs)
+                milestones[trial_id] = {}
+            milestones[trial_id][epochs] = point_id
     if not points:
         raise BadInput("exclude takes out every point of the grid: nothing is left to train")
     epoch_s: dict[tuple[Any, ...], float] = {}  # by the values that a forecast depends on
     trials = []
-    for trial_id, epochs in milestones.items():
+    for trial_id, points_at in milestones.items():
         values, seed = owners[trial_id]
         key = tuple(values.get(name) for name in ("batch_size", "image_size", "precision"))
         if key not in epoch_s:
             epoch_s[key] = forecast_s(settle(spec, values), counts)
-        trials.append(Trial(trial_id, values, seed, tuple(sorted(epochs)), epoch_s[key] * max(epochs)))
+        epochs = tuple(sorted(points_at))
+        ids = tuple(points_at[each] for each in epochs)
+        trials.append(Trial(trial_id, values, seed, epochs, epoch_s[key] * epochs[-1], ids))
     trials.sort(key=lambda trial: -trial.forecast_s)
     return Plan(axes, tuple(points), tuple(trials), counts, shared)
 

@@ -24,7 +24,7 @@ import typer
 from orchestrator import __version__, board, leaderboard, statistics
 from orchestrator.errors import BadInput, exit_on_bad_input
 from orchestrator.result import now
-from orchestrator.run import BEST, BEST_VALIDATION, DATASET, REPORT, SKIPPED, SPEC, Run
+from orchestrator.run import BEST, DATASET, REPORT, SKIPPED, SPEC, Run
 from orchestrator.store import open_store
 
 _MOST_EPOCHS = 100_000  # in all curves together: about 3 MB; longer ones are thinned out
@@ -44,7 +44,7 @@ def gather(run: Run) -> dict[str, Any]:
     history = leaderboard.read_history(run.store.uri)
     about = board.facts(table)
     found = board.verdict(table, history)
-    best = _read_json(run, BEST)
+    best = _read_json(run, f"models/{BEST}.json")
     dataset = _read_json(run, DATASET)
     skipped = _read_json(run, SKIPPED) or []
     spec = run.read_if_there(SPEC)
@@ -146,7 +146,7 @@ def _effects(table: pa.Table, axes: Sequence[str]) -> dict[str, Any] | None:
 
 def _validation(run: Run, classes: Sequence[str]) -> dict[str, Any] | None:
     """The winner's confusion matrix (rows: the class that it is), and its worst classified images, worst first."""
-    data = run.read_if_there(BEST_VALIDATION)
+    data = run.read_if_there(f"models/{BEST}-validation.parquet")
     if data is None:
         return None
     rows = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pylist()

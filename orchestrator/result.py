@@ -1,7 +1,8 @@
-"""Result: what one trial gives back. Pure."""
+"""Result: what one trial gives back, and which of its epochs a point speaks of. Pure."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -45,6 +46,55 @@ class Result(_Record):
     error: str | None = None
     started_at: str | None = None
     finished_at: str | None = None
+
+
+class Exported(_Record):
+    """What stands beside an exported model: all that using it takes.
+
+    Attributes:
+        classes: Names, in the order of the model's output; of two, the one output is the probability of the second.
+        image_size: (height, width) in pixels.
+        scale: What the model's input is multiplied with, after images are decoded to RGB 0..255 and resized.
+        epochs: How many epochs the point was asked to train.
+        epoch: After which epoch the weights were taken; metrics are those of this epoch.
+        weights: SHA-256 over the weights.
+    """
+
+    version: Literal[1] = 1
+    classes: list[str]
+    image_size: tuple[int, int]
+    resize: str
+    scale: float
+    point_id: str
+    trial_id: str
+    values: dict[str, Any]
+    seed: int
+    epochs: int
+    epoch: int
+    metric: str
+    metrics: dict[str, float]
+    weights: str
+    index_digest: str
+    spec: dict[str, Any]
+    versions: dict[str, str]
+
+
+def read_off(history: Sequence[Epoch], restore_best: bool) -> Epoch:
+    """The epoch whose figures a point's row shows: the last, or that of the lowest val_loss. history: not empty."""
+    return min(history, key=lambda epoch: epoch.val_loss) if restore_best else history[-1]
+
+
+def ranked_by(history: Sequence[Epoch], restore_best: bool, metric: str) -> Epoch:
+    """The epoch that gave a point its rank, and whose weights are its model."""
+    if metric == "best_val_accuracy":
+        return max(history, key=lambda epoch: epoch.val_accuracy)
+    return read_off(history, restore_best)
+
+
+def merit(history: Sequence[Epoch], restore_best: bool, metric: str) -> tuple[float, int]:
+    """What points are ranked by, the lowest first; of equals, the one that took fewer epochs."""
+    figure = getattr(ranked_by(history, restore_best, metric), metric.removeprefix("best_"))
+    return (-figure if metric.endswith("accuracy") else figure), len(history)
 
 
 def now() -> str:

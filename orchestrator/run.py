@@ -1,33 +1,48 @@
 """Run: one output folder, in a directory or a bucket; it is the state.
 
     spec.yaml  plan.json  owner.json  skipped.json  trials/<id>-<epochs>.json  checkpoints/<id>.npz
-    leaderboard.parquet  history.parquet  report.html  dataset.json  models/best.json  models/best-validation.parquet
+    leaderboard.parquet  history.parquet  report.html  dataset.json  events/<point>/…
+    models/best.keras, .json and -validation.parquet: the winner's; <point>.…: kept; candidates/<point>.…: may yet win
 
 Every file is written whole or not at all. What cannot be read back is put aside under damaged/, never deleted.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+import platform
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from orchestrator import __version__
 from orchestrator.dataset.index import Index
-from orchestrator.result import Result
+from orchestrator.result import Exported, Result
 from orchestrator.spec import Spec
-from orchestrator.store import Missing, Store
+from orchestrator.store import Missing, Object, Store
 
 BOARD = "leaderboard.parquet"
 HISTORY = "history.parquet"
 SPEC = "spec.yaml"
 SKIPPED = "skipped.json"
 DATASET = "dataset.json"
-BEST = "models/best.json"
-BEST_VALIDATION = "models/best-validation.parquet"
 REPORT = "report.html"
+BEST = "best"
+CANDIDATES = "candidates/"
+
+
+class Keep(StrEnum):
+    """Which points' models the run folder keeps."""
+
+    best = "best"
+    all = "all"
+    none = "none"
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,73 @@ class Run:
     def write_checkpoint(self, trial_id: str, data: bytes) -> None:
         self.store.write(f"checkpoints/{trial_id}.npz", data)
 
+    def write_dataset(self, facts: Mapping[str, Any]) -> None:
+        """Say what the run trains on: counts of each class, sizes, versions."""
+        self.store.write(DATASET, json.dumps({**facts, "versions": versions()}, indent=1).encode())
+
+    def list_models(self) -> list[str]:
+        """Names of the whole models: best, those of points that are kept, and below candidates/ what may yet win."""
+        return [o.key[len("models/") : -len(".json")] for o in self._model_facts()]
+
+    def read_models(self) -> dict[str, Exported]:
+        """Name -> what stands beside it, for every whole model."""
+        objects, found = self._model_facts(), {}
+        for o, data in zip(objects, self.store.read_many(objects), strict=True):
+            with contextlib.suppress(ValidationError):  # not one of ours
+                found[o.key[len("models/") : -len(".json")]] = Exported.model_validate_json(data)
+        return found
+
+    def _model_facts(self) -> list[Object]:
+        return [o for o in self.store.list("models") if o.key.endswith(".json")]
+
+    def read_model(self, name: str) -> Exported | None:
+        """What stands beside a model; None where there is no whole model of this name."""
+        try:
+            return Exported.model_validate_json(self.store.read(f"models/{name}.json"))
+        except (Missing, ValidationError):
+            return None
+
+    def write_model(self, name: str, keras: bytes, validation: bytes, facts: Exported) -> None:
+        """Write a model; its .json last, so that one without is not whole.
+
+        validation: Parquet, one row per validation image; see export.py.
+        """
+        self.store.delete(f"models/{name}.json")
+        self.store.write(f"models/{name}.keras", keras)
+        self.store.write(f"models/{name}-validation.parquet", validation)
+        self.store.write(f"models/{name}.json", facts.model_dump_json(indent=1).encode())
+
+    def copy_model(self, source: str, target: str, facts: Exported) -> None:
+        """Write the model `source` as `target`, with these facts beside it."""
+        if source != target:
+            files = (self.store.read(f"models/{source}{end}") for end in (".keras", "-validation.parquet"))
+            self.write_model(target, *files, facts)
+        else:
+            self.store.write(f"models/{target}.json", facts.model_dump_json(indent=1).encode())
+
+    def fetch_model(self, name: str, folder: Path) -> None:
+        """Copy a model and what stands beside it into a folder of this machine."""
+        for end in (".json", ".keras", "-validation.parquet"):
+            (folder / f"{name}{end}").write_bytes(self.store.read(f"models/{name}{end}"))
+
+    def delete_model(self, name: str) -> None:
+        for end in (".json", ".keras", "-validation.parquet"):
+            self.store.delete(f"models/{name}{end}")
+
+    def list_events(self) -> dict[str, list[str]]:
+        """Point -> names of its files with TensorBoard's events."""
+        found: dict[str, list[str]] = {}
+        for o in self.store.list("events"):
+            _, point_id, name = o.key.split("/", 2)
+            found.setdefault(point_id, []).append(name)
+        return found
+
+    def replace_events(self, point_id: str, old: Collection[str], name: str, data: bytes) -> None:
+        """Write a point's events in place of its old ones."""
+        for each in old:
+            self.store.delete(f"events/{point_id}/{each}")
+        self.store.write(f"events/{point_id}/{name}", data)
+
     def write_tables(self, board: pa.Table, history: pa.Table) -> None:
         """Replace the leaderboard and the history."""
         for key, table in ((BOARD, board), (HISTORY, history)):
@@ -109,9 +191,19 @@ class Work:
 
     Attributes:
         images: Where the index was listed.
+        keep: Which models the workers write.
+        again: The trials are done, and are trained again for their models alone.
     """
 
     spec: Spec
     index: Index
     images: Store
     run: Run
+    keep: Keep = Keep.none
+    again: bool = False
+
+
+def versions() -> dict[str, str]:
+    """What trains, by name."""
+    libraries = {name: version(name) for name in ("tensorflow", "keras")}
+    return {"python": platform.python_version(), **libraries, "orchestrator": __version__}

@@ -5,7 +5,6 @@ on, whoever trained in this process before.
 """
 
 import gc
-import hashlib
 import io
 import json
 import math
@@ -16,6 +15,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -28,9 +28,10 @@ from orchestrator.dataset.cache import Cache, open_cache
 from orchestrator.dataset.pipeline import Source, shared_tensor, training_batches, validation_batches
 from orchestrator.dataset.stream import Encoded
 from orchestrator.errors import BadInput
+from orchestrator.export import Exporter, check_savable, weights_digest
 from orchestrator.plan import Trial
-from orchestrator.result import Epoch, Result, now
-from orchestrator.run import Work
+from orchestrator.result import Epoch, Result, now, ranked_by
+from orchestrator.run import Keep, Work
 from orchestrator.spec import Data, EarlyStopping, Settings, settle
 from orchestrator.store import StoreError
 
@@ -87,7 +88,8 @@ def run_trial(
             finished_at=now(),
             **facts,
         )
-        work.run.write_result(result)
+        if not work.again:
+            work.run.write_result(result)
     except Exception as error:  # the one boundary: whatever a trial dies of becomes a row
         if isinstance(error, BadInput) and training is None:
             raise
@@ -105,15 +107,26 @@ def run_trial(
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The best epoch so far, where it is that epoch's weights that count: `weights` as in model.variables."""
+
+    epoch: int
+    weights: list[np.ndarray]
+    probabilities: np.ndarray
+
+
 class Training:
     """One model in training: what it is made of, how far it is, and how to put both into a checkpoint."""
 
     def __init__(self, settings: Settings, trial: Trial, work: Work, cache: Cache) -> None:
-        self.settings, self.trial, self.run = settings, trial, work.run
+        self.settings, self.trial, self.work, self.run = settings, trial, work, work.run
         self.history: list[Epoch] = []
         self.digests: dict[int, str] = {}
         self.step = 0  # within the epoch that comes after the history
         self.spent_s = 0.0  # training time of that epoch
+        self.probabilities: np.ndarray | None = None  # the output for the validation images after the last epoch
+        self.kept: Kept | None = None
         classes = len(work.index.classes)
         good = np.ones(len(work.index), bool)
         good[list(cache.bad)] = False
@@ -138,22 +151,25 @@ class Training:
             self.model = models.build(settings.model, (*settings.data.image_size, 3), classes, settings.model_args)
         finally:
             keras.config.set_dtype_policy("float32")
+        if work.keep is not Keep.none:
+            check_savable(self.model, settings.model)
         self.optimizer = _optimizer(settings)
         self.optimizer.build(self.model.trainable_variables)
         self.totals = tf.Variable(tf.zeros(3, tf.float64))  # sum of losses, correct, images: of the epoch so far
 
     def train(self, report: Callable[[Epoch], None]) -> None:
         """Train to the last milestone, or to where early stopping ends it. Raises Diverged."""
+        train_steps, evaluate = self._functions()
+        exporter = Exporter(self, self.work, evaluate)
         saver = _Saver(self)
-        saver.restore()
-        patience = self.settings.train.early_stopping
+        saver.restore(exporter.look)
+        exporter.export()
         batch_size, last = self.settings.train.batch_size, self.trial.milestones[-1]
         full_steps, rest = divmod(len(self.rows), batch_size)
         start_step = len(self.history) * self.steps + self.step
         batches = iter(training_batches(self.source, self.rows, batch_size, start_step, epochs=last))
-        train_steps, evaluate = self._functions()
         stretch = 8
-        while len(self.history) < last and not _stopped(self.history, patience):
+        while not self.over:
             while self.step < self.steps:
                 size, ahead = (batch_size, full_steps - self.step) if self.step < full_steps else (rest, 1)
                 count = min(stretch, ahead)
@@ -167,13 +183,27 @@ class Training:
                 saver.save_if_due()
             self._finish_epoch(evaluate)
             report(self.history[-1])
-            if len(self.history) in self.trial.milestones:
+            if len(self.history) in self.trial.milestones or self.over:
+                exporter.export()  # before the checkpoint: what that says is past lies in the run folder
                 saver.save()
         saver.close()
 
-    def _finish_epoch(self, evaluate: Callable[[], tf.Tensor]) -> None:
+    @property
+    def restores_best(self) -> bool:
+        stopping = self.settings.train.early_stopping
+        return bool(stopping and stopping.restore_best)
+
+    @property
+    def over(self) -> bool:
+        """Trained to the last milestone, or ended by early stopping."""
+        return len(self.history) >= self.trial.milestones[-1] or _stopped(
+            self.history, self.settings.train.early_stopping
+        )
+
+    def _finish_epoch(self, evaluate: Callable[[], tuple[tf.Tensor, tf.Tensor]]) -> None:
         loss, correct, seen = self.totals.numpy()
-        val_loss, val_correct, val_seen = evaluate().numpy()
+        sums, probabilities = evaluate()
+        val_loss, val_correct, val_seen = sums.numpy()
         epoch = len(self.history) + 1
         if not math.isfinite(loss) or not math.isfinite(val_loss):
             raise Diverged(
@@ -193,6 +223,11 @@ class Training:
         )
         self.totals.assign(tf.zeros(3, tf.float64))
         self.step, self.spent_s = 0, 0.0
+        self.probabilities = probabilities.numpy()
+        metric = self.work.spec.metric
+        best = ranked_by(self.history, self.restores_best, metric).epoch
+        if best == epoch and (self.restores_best or metric == "best_val_accuracy"):
+            self.kept = Kept(epoch, [np.array(v) for v in self.model.variables], self.probabilities)
         if epoch in self.trial.milestones:
             self.digests[epoch] = weights_digest(self.model)
 
@@ -224,19 +259,22 @@ class Training:
                 )
 
         @tf.function(jit_compile=False)
-        def add_up(batches: tf.data.Iterator, count: tf.Tensor) -> tf.Tensor:
+        def add_up(batches: tf.data.Iterator, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             sums = tf.zeros(3, tf.float64)
-            for _ in tf.range(count):
+            outputs = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=(None, model.output_shape[1]))
+            for i in tf.range(count):
                 images, labels = next(batches)
-                losses, correct = per_image(labels, tf.cast(model(images, training=False), tf.float32))
+                output = tf.cast(model(images, training=False), tf.float32)
+                outputs = outputs.write(i, output)
+                losses, correct = per_image(labels, output)
                 found = tf.stack([tf.reduce_sum(losses), tf.reduce_sum(correct), tf.cast(tf.size(correct), tf.float32)])
                 sums += tf.cast(found, tf.float64)
-            return sums + tf.stack([tf.cast(regularisation(), tf.float64) * sums[2], 0.0, 0.0])
+            return sums + tf.stack([tf.cast(regularisation(), tf.float64) * sums[2], 0.0, 0.0]), outputs.concat()
 
         validation = validation_batches(self.source, self.validation_rows, _VALIDATION_BATCH)
         count = tf.constant(math.ceil(len(self.validation_rows) / _VALIDATION_BATCH))
 
-        def evaluate() -> tf.Tensor:
+        def evaluate() -> tuple[tf.Tensor, tf.Tensor]:
             return add_up(iter(validation), count)
 
         return train_steps, evaluate
@@ -250,6 +288,10 @@ class Training:
             "spent_s": self.spent_s,
         }
         arrays = {f"v{i:04d}": np.array(v) for i, v in enumerate(self._variables())}
+        if self.kept:
+            far["kept"] = self.kept.epoch
+            arrays |= {f"k{i:04d}": array for i, array in enumerate(self.kept.weights)}
+            arrays["probabilities"] = self.kept.probabilities
         return {"far": np.frombuffer(json.dumps(far).encode(), np.uint8), **arrays}
 
     def resume(self, saved: dict[str, np.ndarray]) -> None:
@@ -257,13 +299,17 @@ class Training:
         variables = self._variables()
         far = json.loads(saved["far"].tobytes())
         arrays = [saved[f"v{i:04d}"] for i in range(len(variables))]
-        if len(saved) != len(variables) + 1 or any(
+        if sum(name[0] == "v" for name in saved) != len(variables) or any(
             a.shape != tuple(v.shape) for a, v in zip(arrays, variables, strict=True)
         ):
             raise ValueError("the checkpoint holds another model")
         history = [Epoch(**epoch) for epoch in far["history"]]
         if len(history) > self.trial.milestones[-1]:
             raise ValueError("the checkpoint is of a longer trial")
+        self.kept = None
+        if "kept" in far:
+            weights = [saved[f"k{i:04d}"] for i in range(len(self.model.variables))]
+            self.kept = Kept(far["kept"], weights, saved["probabilities"])
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
         self.history, self.step, self.spent_s = history, far["step"], far["spent_s"]
@@ -281,15 +327,18 @@ class _Saver:
         self._every_s = training.settings.train.checkpoint_every_s
         self._last = time.monotonic()
 
-    def restore(self) -> None:
-        """Go on from the run folder's checkpoint, if there is a whole one."""
+    def restore(self, usable: Callable[[], bool]) -> None:
+        """Go on from the run folder's checkpoint, if there is a whole one, and training that took it is `usable`."""
         training = self._training
         data = training.run.read_checkpoint(training.trial.id)
         if data is None:
             return
+        fresh = training.snapshot()
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as saved:
                 training.resume(dict(saved))
+            if not usable():
+                training.resume(fresh)
         except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
             print(f"trial {training.trial.id}: its checkpoint is damaged ({error}); it starts anew", flush=True)
 
@@ -298,6 +347,8 @@ class _Saver:
             self.save()
 
     def save(self) -> None:
+        if self._training.work.again:  # what lies there is further on
+            return
         if self._thread:
             self._thread.join()
         self._last = time.monotonic()
@@ -344,14 +395,6 @@ class FusedAdam(OneDevice, keras.optimizers.Adam):
             epsilon=self.epsilon,
             grad=tf.cast(gradient, variable.dtype),
         )
-
-
-def weights_digest(model: keras.Model) -> str:
-    """SHA-256 over every weight, in the model's order."""
-    whole = hashlib.sha256()
-    for weight in model.weights:
-        whole.update(np.ascontiguousarray(weight).tobytes())
-    return whole.hexdigest()
 
 
 def _optimizer(settings: Settings) -> keras.optimizers.Optimizer:

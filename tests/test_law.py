@@ -12,14 +12,16 @@ import pytest
 import orchestrator
 
 ROOT = Path(orchestrator.__file__).parent
-HEAVY = {"ray", "tensorflow", "keras", "boto3", "botocore", "obstore"}
+HEAVY = {"ray", "tensorflow", "keras", "boto3", "botocore", "obstore", "tensorboardX", "mlflow"}
 OWNERS = {  # library -> the rooms that may import it at all
     "ray": {"fanout"},
-    "tensorflow": {"trial", "dataset.stream", "dataset.pipeline"},
-    "keras": {"trial", "dataset.stream", "dataset.pipeline", "model"},
+    "tensorflow": {"trial", "export", "predict", "dataset.stream", "dataset.pipeline"},
+    "keras": {"trial", "export", "dataset.stream", "dataset.pipeline", "model"},
     "boto3": {"store"},
     "botocore": {"store"},
     "obstore": {"store"},
+    "tensorboardX": {"events"},
+    "mlflow": {"tracking"},
 }
 ROOMS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in ROOT.rglob("*.py") if path.name != "__init__.py"
@@ -89,7 +91,21 @@ def test_the_core_of_the_leaderboard_does_no_io():
 
 
 @pytest.mark.parametrize(
-    "room", ["grid", "leaderboard", "report", "run", "lease", "progress", "store", "dataset.index"]
+    "room",
+    [
+        "grid",
+        "leaderboard",
+        "report",
+        "predict",
+        "run",
+        "winner",
+        "events",
+        "tracking",
+        "lease",
+        "progress",
+        "store",
+        "dataset.index",
+    ],
 )
 def test_the_driver_loads_neither_tensorflow_nor_ray(room: str):
     """What a laptop runs before any training starts is quick; of object storage it loads obstore alone."""

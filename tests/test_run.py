@@ -173,6 +173,8 @@ def test_the_folder_holds_what_its_room_says(run: Run, folder: Path):
     run.write_result(result(1))
     run.write_checkpoint("abc", b"")
     run.write_skipped([])
+    run.write_dataset({"uri": "s3://bucket/pets"})
+    run.replace_events("abc", (), "events.out.tfevents.1", b"")
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {".lock"}
     assert found == {
         "spec.yaml",
@@ -182,4 +184,6 @@ def test_the_folder_holds_what_its_room_says(run: Run, folder: Path):
         "checkpoints/abc.npz",
         "leaderboard.parquet",
         "history.parquet",
+        "dataset.json",
+        "events/abc/events.out.tfevents.1",
     }

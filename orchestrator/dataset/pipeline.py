@@ -13,6 +13,7 @@ import tensorflow as tf
 from orchestrator.dataset.stream import CHUNK, WINDOW_BYTES, Encoded, decode, thread_options
 from orchestrator.spec import Augment, Data
 
+SCALE = 1 / 255  # from decoded pixels to what a model takes
 _VALIDATION_DRAW = 2**31 - 1  # an "epoch" of its own, so that augmented validation is the same in every epoch
 
 
@@ -89,7 +90,7 @@ def _batches(source: Source, order: tf.Tensor, batch_size: int, matrices: tf.Ten
             if matrices is None
             else _resample(images, tf.gather(matrices, picked), source.augment)
         )
-        return found * (1 / 255), tf.gather(source.labels, picked)
+        return found * SCALE, tf.gather(source.labels, picked)
 
     parallel = source.threads if source.threads > 1 else None  # in order all the same
     if source.images is not None:

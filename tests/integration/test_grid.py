@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,18 @@ def write_folder(folder: Path, counts: dict[str, int]) -> Path:
 
 def board(run: Path) -> pd.DataFrame:
     return pd.read_parquet(run / "leaderboard.parquet")
+
+
+def assert_the_winner_is_there(run: Path) -> None:
+    """models/ holds the model of the first row alone, with the weights that its trial had."""
+    first = board(run).iloc[0]
+    facts = json.loads((run / "models" / "best.json").read_text())
+    assert facts["point_id"] == first.point_id
+    assert facts["metrics"]["val_accuracy"] == first.val_accuracy
+    (result,) = (json.loads(p.read_text()) for p in (run / "trials").glob(f"{first.trial_id}-*"))
+    assert facts["weights"] == result["digests"][str(facts["epochs"])]
+    files = {str(path.relative_to(run / "models")) for path in (run / "models").rglob("*") if path.is_file()}
+    assert files == {"best.json", "best.keras", "best-validation.parquet"}
 
 
 def results(run: Path) -> dict[str, int]:
@@ -167,6 +180,32 @@ def test_a_killed_driver_loses_no_finished_trial(tmp_path: Path) -> None:
     assert {name: after[name] for name in before} == before
     assert board(run).point_id.is_unique
     assert list(board(run).status) == ["ok"] * 8
+    assert_the_winner_is_there(run)
+
+
+def test_models_that_are_not_there_are_made_again(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """Who wants every point's model later trains again what no checkpoint holds, and gets the same weights."""
+    run, _ = finished
+    shutil.copytree(run, tmp_path / "runs" / "shirts")
+    run = tmp_path / "runs" / "shirts"
+    spec = ("--set", "grid={batch_size: [64], epochs: [1, 2], dropout: [0.5]}")
+    shutil.rmtree(run / "models")
+    nothing = grid(*spec, "--export-models", "none", cwd=tmp_path)
+    assert "models:" not in nothing.stdout
+    assert "no model of the winner in models/: the same command makes it" in nothing.stdout
+    assert not (run / "models").exists()
+
+    before = results(run)
+    done = grid(*spec, "--export-models", "all", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "models: 1 trial to train again" in done.stdout
+    assert results(run) == before
+    table = board(run)
+    (result,) = (json.loads(p.read_text()) for p in (run / "trials").glob(f"{table.trial_id[0]}-*"))
+    for row in table.itertuples():
+        facts = json.loads((run / "models" / f"{row.point_id}.json").read_text())
+        assert facts["weights"] == result["digests"][str(row.epochs)]
+    assert json.loads((run / "models" / "best.json").read_text())["point_id"] == table.point_id[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -261,6 +300,11 @@ def test_a_grid_from_bucket_to_bucket(bucket: str, tmp_path: Path) -> None:
     )
     (row,) = json.loads(shown.stdout)
     assert row["status"] == "ok"
+    keys = {o.key for o in open_store(f"{bucket}/runs/shirts").list()}
+    assert {key for key in keys if key.startswith("models/")} == {
+        f"models/best{end}" for end in (".keras", ".json", "-validation.parquet")
+    }
+    assert [key.split("/")[1] for key in keys if key.startswith("events/")] == [row["point_id"]]
     again = grid(*args, cwd=tmp_path)
     assert again.returncode == 0
     assert "to train" not in again.stdout

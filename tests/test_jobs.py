@@ -1,0 +1,71 @@
+"""jobs: every spec that comes with the project is planned as it stands, and trained shrunk."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from images import class_folder, fill
+
+from orchestrator.store import open_store
+
+ROOT = Path(__file__).parents[1]
+JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.yaml"))
+POINTS = {"batch_size_study.yaml": 42, "full_grid.yaml": 108, "my_model.yaml": 4, "notebook.yaml": 3}
+
+
+def grid(*args: str) -> subprocess.CompletedProcess[str]:
+    """The command as each spec gives it: in the folder that holds jobs/."""
+    command = [sys.executable, "-m", "orchestrator.grid", *args]
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options that take images and run folders from where a person has them to here."""
+    folder = tmp_path_factory.mktemp("jobs")
+    fill(open_store(str(folder / "pets"), create=True), class_folder({"cats": 15, "dogs": 15}))
+    return ["--data", str(folder / "pets"), "--output", str(folder / "runs")]
+
+
+def shrunk(spec: Path, folder: Path) -> Path:
+    """Two values of the first axis, one of each other, one epoch, one seed; every single point, for one epoch."""
+    tree = yaml.safe_load(spec.read_text())
+    tree["grid"] = {name: values[-1 if i else -2 :] for i, (name, values) in enumerate(tree.get("grid", {}).items())}
+    if "epochs" in tree["grid"]:
+        tree["grid"]["epochs"] = [1]
+    tree["points"] = [{**point, "epochs": 1} for point in tree.get("points", [])]
+    tree["seeds"] = [0]
+    tree["train"] = {**tree.get("train", {}), "epochs": 1}
+    (folder / spec.name).write_text(yaml.safe_dump(tree))
+    return folder / spec.name
+
+
+def test_every_spec_is_known() -> None:
+    """A new one is to be planned and trained here too."""
+    assert set(JOBS) == set(POINTS)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_spec_is_planned_as_it_stands(name: str, places: list[str]) -> None:
+    """With its comment: command, time and accuracy."""
+    text = (ROOT / "jobs" / name).read_text()
+    assert all(f"# {word}:" in text for word in ("command", "time", "accuracy"))
+    assert f"jobs/{name}" in text
+    done = grid(f"jobs/{name}", "--plan", "--json", *places)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(json.loads(done.stdout)["points"]) == POINTS[name]
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_spec_is_trained_shrunk(name: str, places: list[str], tmp_path: Path) -> None:
+    """Every point is ok, and the winner's model is there."""
+    done = grid(str(shrunk(ROOT / "jobs" / name, tmp_path)), "--json", *places)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert {row["status"] for row in rows} == {"ok"}
+    assert len(rows) == (3 if name == "notebook.yaml" else 2)
+    run = Path(places[-1]) / yaml.safe_load((ROOT / "jobs" / name).read_text())["name"]
+    assert (run / "models" / "best.keras").exists()
