@@ -475,7 +475,7 @@ def test_runs_are_compared_by_what_differs():
     longer = [ranked(planned(grid={"batch_size": [5], "epochs": [30]}), 0.5), boards[0]]
     board = compare(["long", "one"], longer, [one.shared, one.shared])
     assert facts(board)["axes"] == ["run", "epochs", "batch_size"]
-    assert board["epochs"].to_pylist() == [10, 30, 10]  # also where it is no axis
+    assert board["epochs"].to_pylist() == [10, 10, 30]  # also where it is no axis; of equals the shorter first
     assert compare(["one", "two"], boards, [{}, {}])["batch_size"].to_pylist() == [10, None, 5]  # no plan to read
 
 
