@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-test grid test lint constraints clean
+.PHONY: help setup setup-test grid test bench bench-full bench-stream lint constraints clean
 
 # With it set, the libraries' bytecode would not be kept, and importing TensorFlow takes 11 s instead of 4.5 s.
 unexport PYTHONDONTWRITEBYTECODE
@@ -26,6 +26,17 @@ grid: setup ## Train a grid: make grid SPEC=jobs/some.yaml ARGS="--plan"
 test: lint ## Lint, then run the tests: make test ARGS="tests/test_spec.py -k axes"
 	$(PYTHON) -m pytest -q $(ARGS)
 
+bench: $(VENV)/.ready-bench build/jpegs ## Against the notebook, Ray Tune and KerasTuner on one grid; half an hour
+	$(PYTHON) tests/benchmarks/bench_trial.py build/jpegs
+	$(PYTHON) tests/benchmarks/bench_grid.py build/jpegs $(ARGS)
+
+bench-full: $(VENV)/.ready-bench build/jpegs ## The same with 5, 10 and 20 epochs; hours
+	$(PYTHON) tests/benchmarks/bench_grid.py build/jpegs --full $(ARGS)
+
+bench-stream: $(VENV)/.ready-bench build/jpegs ## Streaming from an object store against its parts; minutes
+	$(PYTHON) tests/benchmarks/bench_pipeline.py
+	$(PYTHON) tests/benchmarks/bench_stream.py build/jpegs $(ARGS)
+
 lint: setup-test ## Check the code with ruff
 	$(PYTHON) -m ruff check .
 
@@ -42,6 +53,8 @@ clean: ## Remove .venv and all that was built (runs/ stays)
 # $(call install,WHAT): `.installing` stands while pip works, so an environment that pip left half-made is never taken
 # for a whole one: the next call makes it anew. Bytecode is compiled here on all cores, not by pip on one.
 # compileall fails where a library ships templates that no Python compiles, so its status says nothing.
+comma := ,
+
 define install
 touch $(VENV)/.installing
 $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '$1'
@@ -53,6 +66,20 @@ endef
 $(VENV)/.ready-test: $(VENV)/.ready
 	@echo "setup: adding what the tests need"
 	$(call install,.[test])
+
+$(VENV)/.ready-bench: $(VENV)/.ready-test
+	@echo "setup: adding what the benchmarks need"
+	$(call install,.[test$(comma)bench])
+
+build/jpegs:
+	@idx=/usr/share/datasets/fashion-mnist
+	if [[ ! -d $$idx ]]; then
+		echo "bench: needs Fashion-MNIST in $$idx; on Debian and Ubuntu: apt-get install dataset-fashion-mnist" >&2
+		exit 1
+	fi
+	rm -rf $@.half
+	$(PYTHON) tests/benchmarks/make_jpegs.py $$idx $@.half
+	mv $@.half $@
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@if [[ -e $(VENV)/.installing ]] || ! $(PYTHON) -m pip --version >/dev/null 2>&1; then

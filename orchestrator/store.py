@@ -189,7 +189,7 @@ class Store(ABC):
         """The object's bytes."""
         return self.read_versioned(key)[0]
 
-    def read_many(self, objects: Iterable[Object], in_flight: int = 64) -> Iterator[bytes]:
+    def read_many(self, objects: Iterable[Object], in_flight: int = 128) -> Iterator[bytes]:
         """Each object's bytes, in the order given, with at most `in_flight` objects and 64 MiB held (or one object).
 
         Raises:

@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=["ray-tune", "keras-tuner"])
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     args = parser.parse_args()
     grid = GRID | ({"epochs": [5, 10, 20]} if args.full else {})
     rows = []

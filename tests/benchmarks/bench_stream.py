@@ -66,9 +66,11 @@ def decode_all(folder: Path, index: Index, scaled: bool) -> None:
 
     from orchestrator.dataset.stream import decode, thread_options
 
+    @tf.autograph.experimental.do_not_convert
     def whole(blob: tf.Tensor) -> tf.Tensor:
         return tf.cast(tf.image.resize(tf.io.decode_jpeg(blob, 3), (64, 64), antialias=True), tf.uint8)
 
+    @tf.autograph.experimental.do_not_convert
     def ours(blob: tf.Tensor) -> tf.Tensor:
         return decode(blob, (64, 64), "bilinear")
 
@@ -77,7 +79,7 @@ def decode_all(folder: Path, index: Index, scaled: bool) -> None:
     cores = os.cpu_count() or 1
     chain = (
         tf.data.Dataset.from_tensor_slices([str(folder / key) for key in index.table["key"].to_pylist()])
-        .map(lambda path: one(tf.io.read_file(path)), num_parallel_calls=cores)
+        .map(tf.autograph.experimental.do_not_convert(lambda path: one(tf.io.read_file(path))), cores)
         .batch(64)
         .with_options(thread_options(cores))
     )
