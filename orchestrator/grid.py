@@ -55,8 +55,16 @@ def main(
         *(set_ or []),
         *(f"{path}={json.dumps(value)}" for path, value in shortcuts.items() if value is not None),
     ]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with exit_on_bad_input():
-        raise SystemExit(orchestrate(_read_spec(spec, overrides), plan, as_json, share_epochs, takeover))
+        try:
+            status = orchestrate(_read_spec(spec, overrides), plan, as_json, share_epochs, takeover)
+        except KeyboardInterrupt:  # before anything was written, or the second time
+            status = INTERRUPTED
+        if status == INTERRUPTED:
+            again = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
+            leaderboard.console(stderr=as_json).out(f"interrupted: {again}  goes on from here")
+        raise SystemExit(status)
 
 
 def orchestrate(spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, takeover: bool) -> int:
@@ -90,7 +98,8 @@ def orchestrate(spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, 
         if remaining(plan, gathered.done):
             interrupted = _train(Work(spec, index, images, run), plan, gathered, takeover, console)
         else:
-            with Lease(run.store, _raise_interrupt, takeover):
+            with Lease(run.store, lambda: None, takeover) as lease:
+                _take(run, lease, console)
                 run.write_plan(to_yaml(spec), plan.shared, [point.id for point in plan.points])
                 gathered.write()
     except KeyboardInterrupt:
@@ -114,7 +123,8 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
         def begin(unreadable: Mapping[int, str]) -> None:
             """The data and the model will do: take the run folder."""
             skipped = _skipped(work.index, unreadable, work.spec)
-            gathered.lease = held.enter_context(Lease(work.run.store, gathered.stop.set, takeover))
+            gathered.lease = held.enter_context(Lease(work.run.store, gathered.kill.set, takeover))
+            _take(work.run, gathered.lease, console)
             gathered.take(work.run.read_results())  # another driver may have been at work until now
             work.run.write_plan(to_yaml(work.spec), plan.shared, [point.id for point in plan.points])
             if skipped:
@@ -124,16 +134,24 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
         gathered.begin = begin
         gathered.progress = held.enter_context(Progress(plan, todo, work.spec.metric, cluster.slots, console))
         with _signals(gathered.interrupt):
-            fanout.fan_out(work, cluster, todo, gathered, gathered.stop)
+            fanout.fan_out(work, cluster, todo, gathered, gathered.stop, gathered.kill)
         if gathered.refusal:
             raise BadInput(gathered.refusal)
-        if gathered.lease and gathered.lease.lost:
+        if gathered.lease and not gathered.lease.holds() and gathered.lease.lost:
             raise BadInput(
                 f"another process took {work.run.store.uri} over: this one has stopped, and writes nothing more"
             )
         if gathered.lease:
             gathered.write()
     return gathered.interrupted
+
+
+def _take(run: Run, lease: Lease, console: Console) -> None:
+    """The run folder is ours: put it in order, and say what the person should know of it."""
+    if not lease.exclusive:
+        console.out(f"{run.store.uri} knows no conditional writes: see to it that only one driver at a time writes it")
+    for aside in run.tidy():
+        console.out(f"a table was damaged, and is made anew; what was there is in {aside}")
 
 
 class _Gathered:
@@ -151,7 +169,7 @@ class _Gathered:
         self.progress: Progress
         self.lease: Lease | None = None
         self.refusal: str | None = None
-        self.stop = threading.Event()
+        self.stop, self.kill = threading.Event(), threading.Event()
         self.interrupted = False
 
     @property
@@ -172,18 +190,18 @@ class _Gathered:
         self.progress.started(trial_id)
 
     def ready(self, unreadable: Mapping[int, str]) -> None:
-        if self.lease is None and not self.stop.is_set():
+        if self.lease is None and not (self.stop.is_set() or self.kill.is_set()):
             try:
                 self.begin(unreadable)
             except BadInput as error:
                 self.refusal = str(error)
-                self.stop.set()
+                self.kill.set()
             self._write_if_due()
 
     def refused(self, trial: Trial, why: str) -> None:
         if self.lease is None:
             self.refusal = why
-            self.stop.set()
+            self.kill.set()
         else:
             self.ended(Result(trial_id=trial.id, status="failed", epochs=trial.milestones[-1], error=why))
 
@@ -207,7 +225,7 @@ class _Gathered:
 
     def _write_if_due(self) -> None:
         """A tenth of the time at most goes into the tables, however large they are."""
-        if self.lease is None or self.lease.lost or time.monotonic() < self._next_write:
+        if self.lease is None or time.monotonic() < self._next_write or not self.lease.holds():
             return
         began = time.monotonic()
         try:
@@ -266,8 +284,6 @@ def _report(board: pa.Table, run: Run, spec: Spec, interrupted: bool, as_json: b
         f"python -m orchestrator.leaderboard {shlex.quote(run.store.uri)}"
     )
     if interrupted:
-        again = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
-        console.out(f"interrupted: {again}  goes on from here")
         return INTERRUPTED
     return FAILED if count["failed"] else DONE
 
@@ -289,10 +305,6 @@ def _signals(act: Callable[[], None]) -> Iterator[None]:
     finally:
         for each, handler in old.items():
             signal.signal(each, handler)
-
-
-def _raise_interrupt() -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

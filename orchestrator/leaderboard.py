@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +21,7 @@ from rich.text import Text
 from orchestrator.errors import BadInput, exit_on_bad_input
 from orchestrator.plan import Plan, Point
 from orchestrator.result import Epoch, Result
-from orchestrator.run import BOARD
+from orchestrator.run import BOARD, read_parquet
 from orchestrator.spec import EarlyStopping
 from orchestrator.store import Missing, open_store
 
@@ -146,8 +145,7 @@ def read_board(uri: str) -> pa.Table:
             f"`python -m orchestrator.grid` printed"
         ) from None
     try:
-        # not read_table: its threads may still hold `data` when Python ends, which aborts the process now and then
-        board = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+        board = read_parquet(data)
     except (pa.ArrowException, OSError) as error:
         raise BadInput(
             f"{name} in {folder} must be a Parquet file: {_one_line(str(error))[:200]}; "

@@ -6,6 +6,7 @@
 Every file is written whole or not at all. What cannot be read back is put aside under damaged/, never deleted.
 """
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Run:
             return {"shared": dict(plan["shared"]), "points": [str(point) for point in plan["points"]]}
         except Missing:
             return None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             self._put_aside("plan.json")
             return None
 
@@ -75,6 +76,10 @@ class Run:
         except Missing:
             return None
 
+    def put_aside_checkpoint(self, trial_id: str) -> str:
+        """Move a checkpoint that cannot be used out of the way; returns where to."""
+        return self._put_aside(f"checkpoints/{trial_id}.npz")
+
     def write_checkpoint(self, trial_id: str, data: bytes) -> None:
         self.store.write(f"checkpoints/{trial_id}.npz", data)
 
@@ -82,12 +87,38 @@ class Run:
         """Replace the leaderboard and the history."""
         for key, table in ((BOARD, board), (HISTORY, history)):
             sink = pa.BufferOutputStream()
-            pq.write_table(table, sink)
+            pq.write_table(table, sink, write_page_checksum=True)
             self.store.write(key, sink.getvalue().to_pybytes())
 
-    def _put_aside(self, key: str) -> None:
-        self.store.write(f"damaged/{key}", self.store.read(key))
+    def tidy(self) -> list[str]:
+        """Clear up after killed drivers; returns where damaged tables were put. Only the holder of the lease may."""
+        self.store.sweep()
+        return [self._put_aside(key) for key in (BOARD, HISTORY) if not self._is_whole(key)]
+
+    def _is_whole(self, key: str) -> bool:
+        try:
+            read_parquet(self.store.read(key))
+        except Missing:
+            pass
+        except (pa.ArrowException, OSError):
+            return False
+        return True
+
+    def _put_aside(self, key: str) -> str:
+        data = self.store.read(key)
+        for number in itertools.count(1):
+            aside = f"damaged/{key}" if number == 1 else f"damaged/{key}.{number}"
+            if self.store.write_if_absent(aside, data) or self.store.read(aside) == data:
+                break
         self.store.delete(key)
+        return aside
+
+
+def read_parquet(data: bytes) -> pa.Table:
+    """A table of a run folder. Raises ArrowException or OSError where it is damaged, checksums included."""
+    # not read_table: its threads may still hold `data` when Python ends, which aborts the process now and then
+    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+        return file.read(use_threads=False)
 
 
 @dataclass(frozen=True)
