@@ -283,7 +283,7 @@ class Training:
             raise ValueError("it holds another model")
         if len(far.history) > self.trial.milestones[-1]:
             raise ValueError("it is of a longer trial")
-        if far.step >= self.steps:
+        if far.step > self.steps:
             raise ValueError("it is of longer epochs")
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)

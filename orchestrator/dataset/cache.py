@@ -83,7 +83,7 @@ def _open(folder: Path, shape: tuple[int, ...] | None) -> Cache | None:
         images = np.memmap(folder / "images.u8", dtype=np.uint8, mode="c", shape=shape)
         if os.path.getsize(folder / "images.u8") != images.nbytes or zlib.crc32(images) != meta.get("crc32"):
             return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     with contextlib.suppress(OSError):  # a cache that may only be read is never in the way
         os.utime(folder / "meta.json")

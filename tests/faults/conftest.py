@@ -1,13 +1,75 @@
-"""A bucket behind a proxy that stages faults, and limits that make giving up a matter of seconds."""
+"""What the fault tests share: a grid that nobody disturbs, a bucket behind a proxy, and the table of what was tried."""
 
-from collections.abc import Iterator
+import contextlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from aftermath import GRID, POINTS, TRIALS, Undisturbed, clean, driving, undisturbed
 from proxy import Proxy
 from seaweedfs import Seaweedfs
 
 from orchestrator import store
+
+TABLE = Path(__file__).parents[2] / "ARCHITECTURE.md"
+_ROWS = pytest.StashKey[dict[str, tuple[str, str]]]()
+
+
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache folder for all grids of the session."""
+    return tmp_path_factory.mktemp("caches")
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Path]]:
+    """Makes temporary folders with short paths: Ray keeps sockets there, whose paths may have 107 characters."""
+    with contextlib.ExitStack() as made:
+        yield lambda: Path(made.enter_context(tempfile.TemporaryDirectory(prefix="f", ignore_cleanup_errors=True)))
+
+
+@pytest.fixture
+def env(caches: Path, short: Callable[[], Path]) -> dict[str, str]:
+    """What a driver's environment has beside the usual: that cache folder, and a temporary folder of its own."""
+    return {"ORCHESTRATOR_CACHE_DIR": str(caches), "TMPDIR": str(short())}
+
+
+@pytest.fixture(scope="session")
+def quiet(tmp_path_factory: pytest.TempPathFactory, caches: Path, short: Callable[[], Path]) -> Undisturbed:
+    """The grid when nothing happens to it."""
+    cwd = tmp_path_factory.mktemp("quiet")
+    with driving(cwd, *GRID, env={"ORCHESTRATOR_CACHE_DIR": str(caches), "TMPDIR": str(short())}) as driver:
+        assert driver.end() == 0, driver.out
+    clean(driver)
+    found = undisturbed(str(cwd / "runs" / "shirts"))
+    assert (len(found.points), len(found.results)) == (POINTS, TRIALS)
+    return found
+
+
+@pytest.fixture
+def tried(request: pytest.FixtureRequest) -> Callable[[str, object, str], None]:
+    """Note for the table: the fault, how often it was tried, what was lost."""
+    rows = request.config.stash.setdefault(_ROWS, {})
+
+    def note(fault: str, times: object, lost: str) -> None:
+        rows[fault] = (str(times), lost)
+
+    return note
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the table anew where the whole was run, and ran well."""
+    rows, option = session.config.stash.get(_ROWS, {}), session.config.option
+    if rows and not (exitstatus or option.markexpr or option.keyword) and session.config.args == ["tests/faults"]:
+        lines = ["| fault | tried | lost |", "|---|---|---|"]
+        lines += [f"| {fault} | {times} | {lost} |" for fault, (times, lost) in sorted(rows.items())]
+        text = TABLE.read_text()
+        begin, end = "<!-- make faults writes this table -->\n", "<!-- its end -->"
+        table = begin + "\n".join(lines) + "\n" + end
+        TABLE.write_text(re.sub(f"{begin}.*?{end}", lambda _: table, text, flags=re.DOTALL))
 
 
 @pytest.fixture
