@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from orchestrator.dataset.index import Index
 from orchestrator.result import Result
@@ -58,8 +57,8 @@ class Run:
         objects = [o for o in self.store.list("trials/") if o.key.endswith(".json")]
         for o, data in zip(objects, self.store.read_many(objects), strict=True):
             try:
-                result = Result.model_validate_json(data)
-            except ValidationError:
+                result = Result.unsealed(data)
+            except ValueError:
                 self._put_aside(o.key)
                 continue
             if result.trial_id not in found or result.epochs > found[result.trial_id].epochs:
@@ -68,7 +67,7 @@ class Run:
 
     def write_result(self, result: Result) -> None:
         """Write a finished trial's result. The first one stays: an equal trial gives an equal result."""
-        self.store.write_if_absent(f"trials/{result.trial_id}-{result.epochs}.json", result.model_dump_json().encode())
+        self.store.write_if_absent(f"trials/{result.trial_id}-{result.epochs}.json", result.sealed().encode())
 
     def read_checkpoint(self, trial_id: str) -> bytes | None:
         try:

@@ -30,7 +30,7 @@ GRID = (
 POINTS, TRIALS = 12, 6
 WAIT_S = 90.0
 _MARK = "ORCHESTRATOR_FAULTS_MARK"
-_GONE_S = 15.0  # Ray's helpers notice within seconds that they are alone
+_GONE_S = 90.0  # Ray's helpers that were just starting look for their node for a minute
 
 
 class Driver:
@@ -120,9 +120,9 @@ def driving(cwd: Path, *args: str, env: dict[str, str] | None = None) -> Iterato
     finally:
         if driver.running:
             driver.kill()
-        for pid in gone(driver.mark):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            for pid in marked(driver.mark):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def marked(mark: str) -> list[int]:
