@@ -214,6 +214,17 @@ def test_any_bytes_in_a_shard_are_images_or_one_line(tmp_path_factory: pytest.Te
     takes_or_tells(lambda: index_room.row_groups(index_room.build_index(store, data_spec), store))
 
 
+def test_a_shard_that_would_unpack_to_a_memory_full_is_refused(tmp_path: Path):
+    """A million equal rows fit into some kilobytes: it is refused by its footer, before a column is read."""
+    rows = 10**6
+    images = pa.StructArray.from_arrays([pa.nulls(rows, pa.binary()), pa.nulls(rows, pa.string())], ["bytes", "path"])
+    labels = pa.array(["cat"]).take(pa.array(np.zeros(rows, np.int64)))
+    pa.parquet.write_table(pa.table({"image": images, "label": labels}), tmp_path / "bomb.parquet")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 10_000
+    with pytest.raises(BadInput, match=r"bomb\.parquet must have fewer rows than bytes"):
+        index_room.build_index(open_store(str(tmp_path)), Data(uri="x"))
+
+
 DEEP = [b"[" * 3000, b'{"a":' * 3000, b'{"shared": ' + b"[" * 3000, b'"' + b"9" * 10_000 + b'"', b"9" * 10_000]
 
 

@@ -1,7 +1,6 @@
 """What the fault tests share: a grid that nobody disturbs, a bucket behind a proxy, and the table of what was tried."""
 
 import contextlib
-import re
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -61,15 +60,20 @@ def tried(request: pytest.FixtureRequest) -> Callable[[str, object, str], None]:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Write the table anew where the whole was run, and ran well."""
-    rows, option = session.config.stash.get(_ROWS, {}), session.config.option
-    if rows and not (exitstatus or option.markexpr or option.keyword) and session.config.args == ["tests/faults"]:
-        lines = ["| fault | tried | lost |", "|---|---|---|"]
-        lines += [f"| {fault} | {times} | {lost} |" for fault, (times, lost) in sorted(rows.items())]
-        text = TABLE.read_text()
-        begin, end = "<!-- make faults writes this table -->\n", "<!-- its end -->"
-        table = begin + "\n".join(lines) + "\n" + end
-        TABLE.write_text(re.sub(f"{begin}.*?{end}", lambda _: table, text, flags=re.DOTALL))
+    """`make faults` writes the table: as a whole, or, of the tests that were named, the rows."""
+    rows = session.config.stash.get(_ROWS, {})
+    if not rows or session.config.option.markexpr:
+        return
+    text = TABLE.read_text()
+    begin, end = "<!-- `make faults` writes this table -->\n", "<!-- its end -->"
+    before, _, rest = text.partition(begin)
+    old, _, after = rest.partition(end)
+    if exitstatus or session.config.args != ["tests/faults"] or session.config.option.keyword:
+        cells = (line.strip("| ").split(" | ") for line in old.splitlines()[2:])
+        rows = {fault: (times, lost) for fault, times, lost in cells} | rows
+    lines = [f"| {fault} | {times} | {lost} |" for fault, (times, lost) in sorted(rows.items())]
+    table = "\n".join(["| fault | tried | lost |", "|---|---|---|", *lines])
+    TABLE.write_text(f"{before}{begin}{table}\n{end}{after}")
 
 
 @pytest.fixture

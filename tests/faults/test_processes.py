@@ -46,10 +46,10 @@ def test_workers_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str, str],
 
         def gone_further() -> list[int]:
             """Workers since whose start every checkpoint under way was written again: what they did is not lost."""
-            for pid in driver.workers():
-                seen.setdefault(pid, stamps(checkpoints))
-            now = stamps(checkpoints)
-            ahead = [p for p in driver.workers() if sum(now[name] != seen[p].get(name) for name in now) >= 2]
+            workers, now = driver.workers(), stamps(checkpoints)
+            for pid in workers:
+                seen.setdefault(pid, now)
+            ahead = [p for p in workers if sum(now[name] != seen[p].get(name) for name in now) >= 2]
             return ahead or (["ended"] if not driver.running else [])
 
         while kills < 20:
