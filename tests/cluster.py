@@ -67,7 +67,7 @@ def head(folder: Path, cpus: int = 2, env: dict[str, str] | None = None, ip: str
 
 @contextlib.contextmanager
 def node(server: Head, folder: Path, env: dict[str, str], cpus: int = 1, within: Sequence[str] = ()) -> Iterator[int]:
-    """Start a node that joins the head; gives its process id, which is also that of its group, and ends it.
+    """Start a node and wait until it has joined the head; gives its process id, that of its group too, and ends it.
 
     within: words before the command, such as those that lead into a network namespace; the last is then its address.
     """
@@ -77,8 +77,14 @@ def node(server: Head, folder: Path, env: dict[str, str], cpus: int = 1, within:
         *(*before, RAY, "start", "--block", f"--address={server.gcs}", f"--node-ip-address={ip}"),
         *(f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"),
     ]
-    process = _start(command, folder / f"node-{agent}.log", {**env, **server.env()})
+    log = folder / f"node-{agent}.log"
+    process = _start(command, log, {**env, **server.env()})
     try:
+        for _ in range(int(READY_S * 4)):  # two that start at once on one machine may take each other's ports
+            if "will now block forever" in log.read_text():
+                break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                raise RuntimeError(f"the node ended with {process.wait(0.25)}: {log.read_text()[-2000:]}")
         yield process.pid
     finally:
         _end(process)

@@ -28,7 +28,7 @@ GRID = (
     *("--set", "data.image_size=16", "--set", "train.checkpoint_every_s=0.2"),
 )
 POINTS, TRIALS = 12, 6
-WAIT_S = 90.0
+WAIT_S = 240.0
 _MARK = "ORCHESTRATOR_FAULTS_MARK"
 _GONE_S = 90.0  # Ray's helpers that were just starting look for their node for a minute
 
@@ -84,7 +84,7 @@ class Driver:
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    def end(self, wait_s: float = 300.0) -> int:
+    def end(self, wait_s: float = 600.0) -> int:
         """Wait for the end; returns the exit status. `out` is whole then."""
         status = self._process.wait(wait_s)
         while (line := self._waiting.get(timeout=10)) is not None:
