@@ -361,7 +361,7 @@ def _attempts(client: Any) -> Iterator[contextlib.AbstractContextManager[None]]:
     """What to leave early once an attempt succeeds: `for attempt in _attempts(client): with attempt: return ...`.
 
     obstore sends again what was refused for now, and reads on where an object's body breaks off. It leaves to us a
-    listing that breaks off, and a delete or a conditional write whose answer is lost or that met another.
+    listing or a refusal that breaks off, and a delete or a conditional write whose answer is lost or that met another.
     """
     limits, deadline = client.retry_config, math.inf
     wait_s, longest_s = (limits["backoff"][name].total_seconds() for name in ("init_backoff", "max_backoff"))
@@ -447,8 +447,11 @@ class Bucket(Store):
     def _get(self, key: str) -> tuple[bytes, Any]:
         path = self._path(key)
         with self._explained(key, "read"):
-            result = obstore.get(self._client, path)
-            return bytes(result.bytes()), result.meta
+            for attempt in _attempts(self._client):
+                with attempt:
+                    result = obstore.get(self._client, path)
+                    return bytes(result.bytes()), result.meta
+        raise AssertionError("unreachable")
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
         data, meta = self._get(key)
