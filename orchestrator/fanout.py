@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -72,12 +73,17 @@ def connect(resources: Resources) -> Iterator[Cluster]:
         {} if address else {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, resources.cpus_per_trial)}
     )
     logging.getLogger("ray").setLevel(logging.ERROR)
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+    except SystemExit:  # how Ray answers SIGTERM, from early in its start on
+        raise KeyboardInterrupt from None
     except ConnectionError as error:
         raise BadInput(
             f"RAY_ADDRESS must name a running cluster, got {address}: {str(error).splitlines()[0]}"
         ) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     try:
         has = ray.cluster_resources()
         gpus = resources.gpus_per_trial
@@ -109,7 +115,7 @@ def fan_out(
     from ray.tune import Callback, Stopper
 
     by_id = {trial.id: trial for trial in trials}
-    signal, stopping = _signal()
+    stopper, stopping = _signal()
 
     def train(config: dict[str, str], work: Work, by_id: dict[str, Trial], stopping: list[Any]) -> None:
         try:
@@ -174,7 +180,7 @@ def fan_out(
 
         def stop_all(self) -> bool:
             if stop.is_set() and self.deadline is None:
-                signal.set.remote()
+                stopper.set.remote()
                 self.asked, self.deadline = set(tell.at_work), time.monotonic() + STOP_S
             if self.deadline is not None:
                 self.asked &= tell.at_work
@@ -222,8 +228,8 @@ def _signal() -> tuple[Any, Any]:
             self._event.set()
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    signal = ray.remote(Signal).options(num_cpus=0, scheduling_strategy=here).remote()
-    return signal, signal.wait.remote()
+    actor = ray.remote(Signal).options(num_cpus=0, scheduling_strategy=here).remote()
+    return actor, actor.wait.remote()
 
 
 @contextlib.contextmanager
