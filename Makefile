@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-test grid test bench bench-full bench-stream lint constraints clean
+.PHONY: help setup setup-test grid test faults bench bench-full bench-stream lint audit constraints clean
 
 # With it set, the libraries' bytecode would not be kept, and importing TensorFlow takes 11 s instead of 4.5 s.
 unexport PYTHONDONTWRITEBYTECODE
@@ -26,6 +26,9 @@ grid: setup ## Train a grid: make grid SPEC=jobs/some.yaml ARGS="--plan"
 test: lint ## Lint, then run the tests: make test ARGS="tests/test_spec.py -k axes"
 	$(PYTHON) -m pytest -q $(ARGS)
 
+faults: lint ## Break grids on purpose, and write what came of it into ARCHITECTURE.md (FAULTS_SEED=N repeats a run)
+	$(PYTHON) -m pytest -q -m "" tests/faults $(ARGS)
+
 bench: $(VENV)/.ready-bench build/jpegs ## Against the notebook, Ray Tune and KerasTuner on one grid; half an hour
 	$(PYTHON) tests/benchmarks/bench_trial.py build/jpegs
 	$(PYTHON) tests/benchmarks/bench_grid.py build/jpegs $(ARGS)
@@ -39,6 +42,10 @@ bench-stream: $(VENV)/.ready-bench build/jpegs ## Streaming from an object store
 
 lint: setup-test ## Check the code with ruff
 	$(PYTHON) -m ruff check .
+
+audit: setup ## Look up known vulnerabilities of the pinned dependencies
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check pip-audit
+	$(PYTHON) .ci/audit.py
 
 constraints: setup ## Pin the dependencies anew in constraints.txt (newest versions: ARGS=--upgrade)
 	$(PYTHON) -m pip install --quiet uv

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,8 +54,8 @@ class Exporter:
     Of `all`, each milestone's; of `best`, the one milestone's that ranks first, among those of the candidates.
     """
 
-    def __init__(self, training: "Training", work: Work, evaluate: Callable[[], tuple[tf.Tensor, tf.Tensor]]) -> None:
-        self._training, self._work, self._evaluate = training, work, evaluate
+    def __init__(self, training: "Training", work: Work) -> None:
+        self._training, self._work = training, work
         self._prefix = "" if work.keep is Keep.all else CANDIDATES
         self._points = dict(zip(training.trial.milestones, training.trial.points, strict=True))
         self._there: set[int] = set()  # milestones whose models lie in the run folder
@@ -124,7 +124,7 @@ class Exporter:
             keras_file = _to_bytes(training.model)
             digest = weights_digest(training.model)
         if probabilities is None:
-            probabilities = self._evaluate()[1].numpy()
+            probabilities = self._training.evaluate()[1].numpy()
         facts = Exported(
             classes=list(self._work.index.classes),
             image_size=training.settings.data.image_size,

@@ -1,12 +1,18 @@
 """Fan-out: trials -> results over the cluster. The only room that imports Ray; only workers load TensorFlow."""
 
+import asyncio
 import contextlib
+import fcntl
 import logging
 import os
+import shutil
+import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 # Tune writes what nobody here reads: its own result files, its own table, its own folder per trial
@@ -19,8 +25,12 @@ os.environ |= {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
 }
+if not os.environ.get("RAY_ADDRESS"):
+    # a Ray of this machine alone listens on loopback alone: the way it goes where a firewall would ask, taken anywhere
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import BadInput
 from orchestrator.plan import Trial
@@ -29,6 +39,7 @@ from orchestrator.run import Work
 from orchestrator.spec import Resources
 
 TRIES = 3
+STOP_S = 8.0  # how long workers may take to write their last checkpoints
 
 
 class Watch(Protocol):
@@ -62,12 +73,17 @@ def connect(resources: Resources) -> Iterator[Cluster]:
         {} if address else {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, resources.cpus_per_trial)}
     )
     logging.getLogger("ray").setLevel(logging.ERROR)
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+    except SystemExit:  # how Ray answers SIGTERM, from early in its start on
+        raise KeyboardInterrupt from None
     except ConnectionError as error:
         raise BadInput(
             f"RAY_ADDRESS must name a running cluster, got {address}: {str(error).splitlines()[0]}"
         ) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     try:
         has = ray.cluster_resources()
         gpus = resources.gpus_per_trial
@@ -86,29 +102,35 @@ def connect(resources: Resources) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def fan_out(work: Work, cluster: Cluster, trials: Sequence[Trial], watch: Watch, stop: threading.Event) -> None:
-    """Train every trial once, in the order given, and tell `watch`; return when all have ended or `stop` is set.
+def fan_out(
+    work: Work, cluster: Cluster, trials: Sequence[Trial], watch: Watch, stop: threading.Event, kill: threading.Event
+) -> None:
+    """Train every trial once, in the order given, and tell `watch`; until all have ended, or `stop` or `kill` is set.
 
-    A trial whose worker dies is tried again on another, TRIES times in all; then it has failed.
+    stop: workers write their state first, for STOP_S at most. kill: they write nothing more.
+    A trial whose worker dies goes on in another from its checkpoint. It has failed where TRIES workers in a row died
+    without getting it any further.
     """
     from ray import tune
     from ray.tune import Callback, Stopper
 
     by_id = {trial.id: trial for trial in trials}
+    stopper, stopping = _signal()
 
-    def train(config: dict[str, str], work: Work, by_id: dict[str, Trial]) -> None:
+    def train(config: dict[str, str], work: Work, by_id: dict[str, Trial], stopping: list[Any]) -> None:
         try:
             result = _trial_room(work).run_trial(
                 by_id[config["trial"]],
                 work,
                 # report returns when the driver has taken it, and may have stopped the run
-                ready=lambda unreadable: tune.report({"ready": unreadable}),
+                ready=lambda unreadable, step: tune.report({"ready": unreadable, "step": step}),
                 report=lambda epoch: tune.report({"epoch": epoch.model_dump_json()}),
+                stopping=lambda: bool(ray.wait(stopping, timeout=0)[0]),
             )
         except BadInput as error:
             tune.report({"refused": str(error)})
         else:
-            tune.report({"result": result.model_dump_json()})
+            tune.report({"result": result.model_dump_json()} if result else {"stopped": True})
 
     class Unsaved:
         """Tune pickles whatever it is given, into a file that nobody reads."""
@@ -117,35 +139,60 @@ def fan_out(work: Work, cluster: Cluster, trials: Sequence[Trial], watch: Watch,
             return object, ()
 
     class Tell(Unsaved, Callback):
+        def __init__(self) -> None:
+            self.at_work: set[str] = set()
+            self.steps: dict[str, int] = {}  # where a trial's last worker took it up
+
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             watch.started(trial.config["trial"])
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
         ) -> None:
+            trial_id = trial.config["trial"]
             if "epoch" in result:
-                watch.epoch(trial.config["trial"], Epoch.model_validate_json(result["epoch"]))
-            elif "result" in result:
-                watch.ended(Result.model_validate_json(result["result"]))
+                watch.epoch(trial_id, Epoch.model_validate_json(result["epoch"]))
             elif "ready" in result:
+                if result["step"] > self.steps.get(trial_id, 0):  # the last worker died, but not for nothing
+                    trial.max_failures = trial.num_failures + TRIES - 1
+                self.steps[trial_id] = result["step"]
+                self.at_work.add(trial_id)
                 watch.ready(result["ready"])
-            elif "refused" in result:
-                watch.refused(by_id[trial.config["trial"]], result["refused"])
+            else:
+                self.at_work.discard(trial_id)
+                if "result" in result:
+                    watch.ended(Result.model_validate_json(result["result"]))
+                elif "refused" in result:
+                    watch.refused(by_id[trial_id], result["refused"])
+
+        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self.at_work.discard(trial.config["trial"])
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self.at_work.discard(trial.config["trial"])
             watch.refused(by_id[trial.config["trial"]], f"its worker died {TRIES} times: {_cause(trial)}")
 
     class OnStop(Unsaved, Stopper):
+        deadline: float | None = None
+
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
             return False
 
         def stop_all(self) -> bool:
-            return stop.is_set()
+            if stop.is_set() and self.deadline is None:
+                stopper.set.remote()
+                self.asked, self.deadline = set(tell.at_work), time.monotonic() + STOP_S
+            if self.deadline is not None:
+                self.asked &= tell.at_work
+            if kill.is_set() or (self.deadline and (not self.asked or time.monotonic() > self.deadline)):
+                raise _Ended  # Tune would wait up to 15 s for workers in mid-epoch
+            return False
 
-    with tempfile.TemporaryDirectory(prefix="orchestrator-") as scratch:
+    tell = Tell()
+    with _scratch() as scratch, contextlib.suppress(_Ended):
         tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(train, work=work, by_id=by_id),
+                tune.with_parameters(train, work=work, by_id=by_id, stopping=[stopping]),
                 {"cpu": cluster.cpus_per_trial, "gpu": cluster.gpus_per_trial},
             ),
             param_space={"trial": tune.grid_search([trial.id for trial in trials])},
@@ -156,11 +203,54 @@ def fan_out(work: Work, cluster: Cluster, trials: Sequence[Trial], watch: Watch,
                 name="trials",
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[Tell()],
+                callbacks=[tell],
                 stop=OnStop(),
                 failure_config=tune.FailureConfig(max_failures=TRIES - 1),
             ),
         ).fit()
+
+
+class _Ended(BaseException):
+    """Leaves Tune's loop at once, as a second Ctrl-C would; the workers end with the connection."""
+
+
+def _signal() -> tuple[Any, Any]:
+    """An actor on this node, and what its workers wait on: ready once its method `set` was called."""
+
+    class Signal:
+        def __init__(self) -> None:
+            self._event = asyncio.Event()
+
+        async def wait(self) -> None:
+            await self._event.wait()
+
+        async def set(self) -> None:
+            self._event.set()
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(Signal).options(num_cpus=0, scheduling_strategy=here).remote()
+    return actor, actor.wait.remote()
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """A temporary folder, gone at the end; and so are those that killed drivers left behind."""
+    with tempfile.TemporaryDirectory(prefix="orchestrator-") as scratch, _locked(scratch):
+        for other in Path(scratch).parent.glob("orchestrator-*"):
+            with contextlib.suppress(OSError), _locked(other):  # its driver holds it as long as it lives
+                shutil.rmtree(other, ignore_errors=True)
+        yield scratch
+
+
+@contextlib.contextmanager
+def _locked(folder: str | Path) -> Iterator[None]:
+    """Hold a lock on the folder that ends with this process. Raises OSError where another holds it."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _trial_room(work: Work) -> Any:

@@ -63,8 +63,16 @@ def main(
         *(set_ or []),
         *(f"{path}={json.dumps(value)}" for path, value in shortcuts.items() if value is not None),
     ]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with exit_on_bad_input():
-        raise SystemExit(orchestrate(_read_spec(spec, overrides), plan, as_json, share_epochs, takeover, keep, mlflow))
+        try:
+            status = orchestrate(_read_spec(spec, overrides), plan, as_json, share_epochs, takeover, keep, mlflow)
+        except KeyboardInterrupt:  # before anything was written, or the second time
+            status = INTERRUPTED
+        if status == INTERRUPTED:
+            again = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
+            leaderboard.console(stderr=as_json).out(f"interrupted: {again}  goes on from here")
+        raise SystemExit(status)
 
 
 def orchestrate(
@@ -103,7 +111,8 @@ def orchestrate(
         if remaining(plan, gathered.done):
             interrupted = _train(work, plan, gathered, takeover, console)
         else:
-            with Lease(run.store, gathered.stop.set, takeover) as gathered.lease, _signals(gathered.interrupt):
+            with Lease(run.store, gathered.kill.set, takeover) as gathered.lease, _signals(gathered.interrupt):
+                _take(run, gathered.lease, console)
                 run.write_plan(to_yaml(spec), plan.shared, [point.id for point in plan.points])
                 _finish(work, plan, gathered, None, console)
             interrupted = gathered.interrupted
@@ -134,7 +143,8 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
         def begin(unreadable: Mapping[int, str]) -> None:
             """The data and the model will do: take the run folder."""
             skipped = _skipped(work.index, unreadable, work.spec)
-            gathered.lease = held.enter_context(Lease(work.run.store, gathered.stop.set, takeover))
+            gathered.lease = held.enter_context(Lease(work.run.store, gathered.kill.set, takeover))
+            _take(work.run, gathered.lease, console)
             gathered.take(work.run.read_results())  # another driver may have been at work until now
             work.run.write_plan(to_yaml(work.spec), plan.shared, [point.id for point in plan.points])
             work.run.write_dataset(_facts(work.index, unreadable, work.spec))
@@ -145,12 +155,20 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
         gathered.begin = begin
         gathered.progress = held.enter_context(Progress(plan, todo, work.spec.metric, cluster.slots, console))
         with _signals(gathered.interrupt):
-            fanout.fan_out(work, cluster, todo, gathered, gathered.stop)
-            if gathered.lease and not gathered.lease.lost:
+            fanout.fan_out(work, cluster, todo, gathered, gathered.stop, gathered.kill)
+            if gathered.lease and gathered.lease.holds():
                 _finish(work, plan, gathered, cluster, console)
         if gathered.refusal:
             raise BadInput(gathered.refusal)
     return gathered.interrupted
+
+
+def _take(run: Run, lease: Lease, console: Console) -> None:
+    """The run folder is ours: put it in order, and say what the person should know of it."""
+    if not lease.exclusive:
+        console.out(f"{run.store.uri} knows no conditional writes: see to it that only one driver at a time writes it")
+    for aside in run.tidy():
+        console.out(f"a table was damaged, and is made anew; what was there is in {aside}")
 
 
 def _finish(work: Work, plan: Plan, gathered: "_Gathered", cluster: "Cluster | None", console: Console) -> None:
@@ -174,8 +192,8 @@ def _place_models(work: Work, plan: Plan, gathered: "_Gathered", cluster: "Clust
 
     with contextlib.nullcontext(cluster) if cluster else fanout.connect(work.spec.resources) as cluster:
         again = _Again(gathered.results, console)
-        fanout.fan_out(dataclasses.replace(work, again=True), cluster, todo, again, gathered.stop)
-    if not gathered.stop.is_set() and (left := place()):
+        fanout.fan_out(dataclasses.replace(work, again=True), cluster, todo, again, gathered.stop, gathered.kill)
+    if not gathered.stop.is_set() and gathered.lease.holds() and (left := place()):
         console.out(f"models: still without one: {', '.join(point for trial in left for point in trial.points)}")
 
 
@@ -223,7 +241,7 @@ class _Gathered:
         self.progress: Progress
         self.lease: Lease | None = None
         self.refusal: str | None = None
-        self.stop = threading.Event()
+        self.stop, self.kill = threading.Event(), threading.Event()
         self.interrupted = False
 
     @property
@@ -250,18 +268,18 @@ class _Gathered:
         self.progress.started(trial_id)
 
     def ready(self, unreadable: Mapping[int, str]) -> None:
-        if self.lease is None and not self.stop.is_set():
+        if self.lease is None and not (self.stop.is_set() or self.kill.is_set()):
             try:
                 self.begin(unreadable)
             except BadInput as error:
                 self.refusal = str(error)
-                self.stop.set()
+                self.kill.set()
             self._write_if_due()
 
     def refused(self, trial: Trial, why: str) -> None:
         if self.lease is None:
             self.refusal = why
-            self.stop.set()
+            self.kill.set()
         else:
             self.ended(Result(trial_id=trial.id, status="failed", epochs=trial.milestones[-1], error=why))
 
@@ -301,7 +319,7 @@ class _Gathered:
 
     def _write_if_due(self) -> None:
         """A tenth of the time at most goes into the tables, however large they are."""
-        if self.lease is None or self.lease.lost or time.monotonic() < self._next_write:
+        if self.lease is None or time.monotonic() < self._next_write or not self.lease.holds():
             return
         began = time.monotonic()
         try:
@@ -387,8 +405,6 @@ def _report(board: pa.Table, history: pa.Table, run: Run, interrupted: bool, as_
             else "no model of the winner in models/: the same command makes it, unless with --export-models none"
         )
     if interrupted:
-        again = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
-        console.out(f"interrupted: {again}  goes on from here")
         return INTERRUPTED
     return FAILED if count["failed"] else DONE
 

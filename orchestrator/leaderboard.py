@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 import typer
 from rich.cells import cell_len
 from rich.console import Console, Group
@@ -23,7 +22,7 @@ from rich.text import Text
 from orchestrator import statistics
 from orchestrator.board import COLUMNS, build_history, by_config, compare, effects, facts, sort_board, verdict, where
 from orchestrator.errors import BadInput, exit_on_bad_input
-from orchestrator.run import BOARD, HISTORY
+from orchestrator.run import BOARD, HISTORY, read_parquet
 from orchestrator.store import Missing, open_store
 
 _WATCH_S = 2.0  # between two looks at a running board
@@ -59,8 +58,7 @@ def _place(uri: str) -> tuple[str, str]:
 def _read_table(folder: str, name: str) -> pa.Table:
     data = open_store(folder).read(name)
     try:
-        # not read_table: its threads may still hold `data` when Python ends, which aborts the process now and then
-        return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+        return read_parquet(data)
     except (pa.ArrowException, OSError) as error:
         raise BadInput(
             f"{name} in {folder} must be a Parquet file: {_one_line(str(error))[:200]}; "

@@ -4,6 +4,7 @@ A lease is stale when its process is gone from this machine, or when nobody rene
 time: no clock of another machine is trusted.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -20,12 +21,19 @@ from orchestrator.store import Missing, Store, StoreError
 KEY = "owner.json"
 RENEW_S = 5.0
 STALE_S = 20.0
+# runs on while the machine sleeps, and no one can set it
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Lease:
     """The right to write a run folder. Use as a context manager: `with Lease(store, on_lost): ...`.
 
-    on_lost: called once, from another thread, when somebody else has taken the run over.
+    on_lost: called once, perhaps from another thread, when somebody else has taken the run over.
+
+    Attributes:
+        lost: Somebody else drives this run now.
+        exclusive: The store refuses a second driver by itself. Where it knows no conditional writes, only a look at
+            owner.json before each write does, and two drivers that start in the same moment may both go on.
     """
 
     def __init__(self, store: Store, on_lost: Callable[[], None], takeover: bool = False) -> None:
@@ -37,24 +45,34 @@ class Lease:
             "since": now(),
             "token": uuid.uuid4().hex,
         }
-        self._version = ""
+        self._version, self._renewed = "", 0.0
+        self._renewing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
-        self.lost = False
+        self.lost, self.exclusive = False, True
 
     def __enter__(self) -> "Lease":
         version = self._store.write_if_absent(KEY, self._text())
         while version is None:
             version = self._replace_stale()
-        self._version = version
+        if ignored := self._store.write_if_absent(KEY, self._text()):  # there is one: ours
+            self._store.conditional, version = False, ignored
+        self._version, self._renewed, self.exclusive = version, _now(), self._store.conditional
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        if not self.lost and _read(self._store)[0].get("token") == self._owner["token"]:
-            self._store.delete(KEY)
+        with contextlib.suppress(StoreError):  # it grows stale by itself
+            if not self.lost and _read(self._store)[0].get("token") == self._owner["token"]:
+                self._store.delete(KEY)
+
+    def holds(self) -> bool:
+        """Whether this process may write the run now. One that slept asks the store, and learns if it was too long."""
+        if _now() - self._renewed > 2 * RENEW_S:
+            self._renew_once()
+        return not self.lost and _now() - self._renewed < STALE_S
 
     def _replace_stale(self) -> str | None:
         version = _read(self._store)[1]
@@ -65,18 +83,23 @@ class Lease:
         return self._store.replace_if_unchanged(KEY, self._text(), version)
 
     def _renew(self) -> None:
-        while not self._ended.wait(RENEW_S):
+        while not self.lost and not self._ended.wait(RENEW_S):
+            self._renew_once()
+
+    def _renew_once(self) -> None:
+        with self._renewing:
+            began = _now()
             try:
                 version = self._store.replace_if_unchanged(KEY, self._text(), self._version)
                 if version is None and _read(self._store)[0].get("token") == self._owner["token"]:
                     version = _read(self._store)[1]  # our own write, whose answer got lost
             except StoreError:
-                continue  # the store may come back; until then nobody else can write either
-            if version is None:
+                return  # the store may come back; until then nobody else can write either
+            if version:
+                self._version, self._renewed = version, began
+            elif not self.lost:
                 self.lost = True
                 self._on_lost()
-                return
-            self._version = version
 
     def _text(self) -> bytes:
         return json.dumps({**self._owner, "renewed": now()}).encode()
@@ -101,6 +124,10 @@ def refuse_if_held(store: Store) -> None:
             )
 
 
+def _now() -> float:
+    return time.clock_gettime(_CLOCK)
+
+
 def _read(store: Store) -> tuple[dict, str]:
     """The owner and the version of its file; an empty version where there is none."""
     try:
@@ -109,7 +136,7 @@ def _read(store: Store) -> tuple[dict, str]:
         return {}, ""
     try:
         owner = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         owner = None
     return (owner if isinstance(owner, dict) else {}), version
 

@@ -1,5 +1,6 @@
 """Result: what one trial gives back, and which of its epochs a point speaks of. Pure."""
 
+import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -31,6 +32,7 @@ class Result(_Record):
         digests: Epoch -> SHA-256 of the weights after it, for each milestone.
         peak_memory_mb: Most memory that the worker process held during the trial.
         started_at, finished_at: UTC, ISO 8601.
+        checksum: Of all the rest, in a file alone: see `sealed`.
     """
 
     version: Literal[1] = 1
@@ -46,6 +48,22 @@ class Result(_Record):
     error: str | None = None
     started_at: str | None = None
     finished_at: str | None = None
+    checksum: str | None = None
+
+    def sealed(self) -> str:
+        """As JSON with its checksum, so that a file of which one bit was turned over is known from what was written."""
+        return self.model_copy(update={"checksum": self._sum()}).model_dump_json()
+
+    @classmethod
+    def unsealed(cls, data: bytes) -> "Result":
+        """What `sealed` gave. Raises ValueError where it is damaged."""
+        found = cls.model_validate_json(data)
+        if found.checksum not in (None, found._sum()):
+            raise ValueError("its checksum is that of another result")
+        return found.model_copy(update={"checksum": None})
+
+    def _sum(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"checksum"}).encode()).hexdigest()
 
 
 class Exported(_Record):

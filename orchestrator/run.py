@@ -8,6 +8,7 @@ Every file is written whole or not at all. What cannot be read back is put aside
 """
 
 import contextlib
+import itertools
 import json
 import platform
 from collections.abc import Collection, Mapping
@@ -58,7 +59,7 @@ class Run:
             return {"shared": dict(plan["shared"]), "points": [str(point) for point in plan["points"]]}
         except Missing:
             return None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             self._put_aside("plan.json")
             return None
 
@@ -77,8 +78,8 @@ class Run:
         objects = [o for o in self.store.list("trials/") if o.key.endswith(".json")]
         for o, data in zip(objects, self.store.read_many(objects), strict=True):
             try:
-                result = Result.model_validate_json(data)
-            except ValidationError:
+                result = Result.unsealed(data)
+            except ValueError:
                 self._put_aside(o.key)
                 continue
             if result.trial_id not in found or result.epochs > found[result.trial_id].epochs:
@@ -87,10 +88,14 @@ class Run:
 
     def write_result(self, result: Result) -> None:
         """Write a finished trial's result. The first one stays: an equal trial gives an equal result."""
-        self.store.write_if_absent(f"trials/{result.trial_id}-{result.epochs}.json", result.model_dump_json().encode())
+        self.store.write_if_absent(f"trials/{result.trial_id}-{result.epochs}.json", result.sealed().encode())
 
     def read_checkpoint(self, trial_id: str) -> bytes | None:
         return self.read_if_there(f"checkpoints/{trial_id}.npz")
+
+    def put_aside_checkpoint(self, trial_id: str) -> str:
+        """Move a checkpoint that cannot be used out of the way; returns where to."""
+        return self._put_aside(f"checkpoints/{trial_id}.npz")
 
     def write_checkpoint(self, trial_id: str, data: bytes) -> None:
         self.store.write(f"checkpoints/{trial_id}.npz", data)
@@ -166,7 +171,7 @@ class Run:
         """Replace the leaderboard and the history."""
         for key, table in ((BOARD, board), (HISTORY, history)):
             sink = pa.BufferOutputStream()
-            pq.write_table(table, sink)
+            pq.write_table(table, sink, write_page_checksum=True)
             self.store.write(key, sink.getvalue().to_pybytes())
 
     def read_if_there(self, key: str) -> bytes | None:
@@ -180,9 +185,33 @@ class Run:
         """Replace report.html."""
         self.store.write(REPORT, page.encode(errors="replace"))  # a folder's name need not be Unicode
 
-    def _put_aside(self, key: str) -> None:
-        self.store.write(f"damaged/{key}", self.store.read(key))
+    def tidy(self) -> list[str]:
+        """Clear up after killed drivers; returns where damaged tables were put. Only the holder of the lease may."""
+        self.store.sweep()
+        return [self._put_aside(key) for key in (BOARD, HISTORY) if not self._is_whole(key)]
+
+    def _is_whole(self, key: str) -> bool:
+        data = self.read_if_there(key)
+        try:
+            return data is None or bool(read_parquet(data).num_columns)
+        except (pa.ArrowException, OSError):
+            return False
+
+    def _put_aside(self, key: str) -> str:
+        data = self.store.read(key)
+        for number in itertools.count(1):
+            aside = f"damaged/{key}" if number == 1 else f"damaged/{key}.{number}"
+            if self.store.write_if_absent(aside, data) or self.store.read(aside) == data:
+                break
         self.store.delete(key)
+        return aside
+
+
+def read_parquet(data: bytes) -> pa.Table:
+    """A table of a run folder. Raises ArrowException or OSError where it is damaged, checksums included."""
+    # not read_table: its threads may still hold `data` when Python ends, which aborts the process now and then
+    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+        return file.read(use_threads=False)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,6 @@ HINTS = {  # by the store's error code, or else by HTTP status
     "401": "check the credentials",
     "403": f"renew the credentials if they have expired; {_DENIED}",
     "404": _NO_BUCKET,
-    "501": "the store must support conditional writes (If-None-Match, If-Match): use a newer version of it, or another",
     "503": "the store is overloaded: run the same command again later",
     "507": _FULL,
 }
@@ -124,6 +123,7 @@ class Store(ABC):
     """
 
     uri: str
+    conditional = True  # False once conditional writes are known not to hold: they are then a look and a plain write
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[Object]:
@@ -176,6 +176,10 @@ class Store(ABC):
         Raises:
             BadInput: It cannot be reached or listed; the line says why and what to do.
         """
+
+    def sweep(self) -> None:
+        """Delete what writers left that were killed half-way. Nobody else may be writing."""
+        return
 
     @abstractmethod
     def _read_expected(self, expected: Object) -> bytes: ...
@@ -357,7 +361,7 @@ def _attempts(client: Any) -> Iterator[contextlib.AbstractContextManager[None]]:
     """What to leave early once an attempt succeeds: `for attempt in _attempts(client): with attempt: return ...`.
 
     obstore sends again what was refused for now, and reads on where an object's body breaks off. It leaves to us a
-    listing that breaks off, and a delete or a conditional write whose answer is lost or that met another.
+    listing or a refusal that breaks off, and a delete or a conditional write whose answer is lost or that met another.
     """
     limits, deadline = client.retry_config, math.inf
     wait_s, longest_s = (limits["backoff"][name].total_seconds() for name in ("init_backoff", "max_backoff"))
@@ -443,8 +447,11 @@ class Bucket(Store):
     def _get(self, key: str) -> tuple[bytes, Any]:
         path = self._path(key)
         with self._explained(key, "read"):
-            result = obstore.get(self._client, path)
-            return bytes(result.bytes()), result.meta
+            for attempt in _attempts(self._client):
+                with attempt:
+                    result = obstore.get(self._client, path)
+                    return bytes(result.bytes()), result.meta
+        raise AssertionError("unreachable")
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
         data, meta = self._get(key)
@@ -472,26 +479,41 @@ class Bucket(Store):
 
     def write_if_absent(self, key: str, data: bytes) -> str | None:
         path = self._path(key)
-        with self._explained(key, "write if absent"):
-            for attempt in _attempts(self._client):
-                with attempt:
-                    try:
-                        return self._version(obstore.put(self._client, path, data, mode="create"))
-                    except AlreadyExistsError as error:
-                        # AWS: another write of this key is under way, and may yet fail
-                        if "ConditionalRequestConflict" not in str(error):
-                            return None
-                        raise
-        raise AssertionError("unreachable")
+        if self.conditional:
+            with self._explained(key, "write if absent"), self._conditions():
+                for attempt in _attempts(self._client):
+                    with attempt:
+                        try:
+                            return self._version(obstore.put(self._client, path, data, mode="create"))
+                        except AlreadyExistsError as error:
+                            # AWS: another write of this key is under way, and may yet fail
+                            if "ConditionalRequestConflict" not in str(error):
+                                return None
+                            raise
+        return None if self.exists(key) else self.write(key, data)
 
     def replace_if_unchanged(self, key: str, data: bytes, version: str) -> str | None:
         path, expected = self._path(key), {"e_tag": f'"{version}"', "version": version}
         try:
-            with self._explained(key, "replace"), contextlib.suppress(PreconditionError):
-                return self._version(obstore.put(self._client, path, data, mode=expected))
+            if self.conditional:
+                with self._explained(key, "replace"), self._conditions():
+                    try:
+                        return self._version(obstore.put(self._client, path, data, mode=expected))
+                    except PreconditionError:
+                        return None
+            return self.write(key, data) if self.read_versioned(key)[1] == version else None
         except Missing:
-            pass
-        return None
+            return None
+
+    @contextlib.contextmanager
+    def _conditions(self) -> Iterator[None]:
+        """Leaves the block early where the store answers that it knows no conditional writes, and remembers it."""
+        try:
+            yield
+        except BaseError as error:
+            if "status code: 501" not in str(error):
+                raise
+            self.conditional = False
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -653,6 +675,11 @@ class Folder(Store):
                 os.utime(temporary, ns=(version, version))
             os.replace(temporary, path)
             return str(os.stat(path).st_mtime_ns)
+
+    def sweep(self) -> None:
+        with self._explained("", "clear up"):
+            for path in Path(self._root).rglob(".*.tmp"):
+                path.unlink(missing_ok=True)
 
     def delete(self, key: str) -> None:
         path = self._writable(key)

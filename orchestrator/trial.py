@@ -6,7 +6,6 @@ on, whoever trained in this process before.
 
 import gc
 import io
-import json
 import math
 import os
 import platform
@@ -22,6 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.optimizers.base_optimizer import BaseOptimizer
+from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator import model as models
 from orchestrator.dataset.cache import Cache, open_cache
@@ -37,6 +37,7 @@ from orchestrator.store import StoreError
 
 _VALIDATION_BATCH = 64  # larger ones were no faster on a CPU, and hold more memory
 _STRETCH_S = 1.0  # how long training stays inside TensorFlow before it looks at the clock
+_UNSAVED = 3  # checkpoints in a row that could not be written: to train on would be for nothing
 
 
 class Diverged(ArithmeticError):
@@ -54,12 +55,18 @@ def use_threads(count: int) -> None:
 
 
 def run_trial(
-    trial: Trial, work: Work, ready: Callable[[dict[int, str]], None], report: Callable[[Epoch], None]
-) -> Result:
+    trial: Trial,
+    work: Work,
+    ready: Callable[[dict[int, str], int], None],
+    report: Callable[[Epoch], None],
+    stopping: Callable[[], bool] = lambda: False,
+) -> Result | None:
     """Train one trial, from its checkpoint if it has one; write its result into the run folder and give it back.
 
-    ready: called before the first step with what this node cannot read, row of the index -> reason.
+    ready: called before the first step with what this node cannot read, row of the index -> reason, and with how many
+    steps the checkpoint has behind it.
     report: called after each epoch.
+    stopping: asked about once a second; when it says so, the state is written to the checkpoint and None given back.
     A failure becomes a Result with status "failed", which is not written: the next run tries it again. But BadInput
     before `ready` is raised: the data, the model's output or the node's disk will do for no trial.
     """
@@ -72,13 +79,17 @@ def run_trial(
         "node": platform.node(),
         "device": _device(),
     }
-    training = None
+    training, begun = None, False
     try:
         settings = settle(work.spec, trial.values)
         cache = _cache(work, settings.data)
         training = Training(settings, trial, work, cache)
-        ready(cache.bad)
-        training.train(report)
+        saver, exporter = _Saver(training), Exporter(training, work)
+        saver.restore(exporter.look)
+        begun = True
+        ready(cache.bad, len(training.history) * training.steps + training.step)
+        if not training.train(saver, exporter, report, stopping):
+            return None
         result = Result(
             status="ok",
             history=training.history,
@@ -91,7 +102,7 @@ def run_trial(
         if not work.again:
             work.run.write_result(result)
     except Exception as error:  # the one boundary: whatever a trial dies of becomes a row
-        if isinstance(error, BadInput) and training is None:
+        if isinstance(error, BadInput) and not begun:
             raise
         if training and training.source.encoded and training.source.encoded.failures:
             error = training.source.encoded.failures.pop()  # tf.data reports it as one of its own
@@ -114,6 +125,24 @@ class Kept:
     epoch: int
     weights: list[np.ndarray]
     probabilities: np.ndarray
+
+
+class Far(BaseModel):
+    """How far a trial is, as its checkpoint says.
+
+    Attributes:
+        step: Of the epoch after the history.
+        spent_s: What these steps took.
+        kept: The epoch of Training.kept.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    history: list[Epoch]
+    digests: dict[int, str]
+    step: int = Field(ge=0)
+    spent_s: float = Field(ge=0)
+    kept: int | None = None
 
 
 class Training:
@@ -156,13 +185,15 @@ class Training:
         self.optimizer = _optimizer(settings)
         self.optimizer.build(self.model.trainable_variables)
         self.totals = tf.Variable(tf.zeros(3, tf.float64))  # sum of losses, correct, images: of the epoch so far
+        self._train_steps, self.evaluate = self._functions()
 
-    def train(self, report: Callable[[Epoch], None]) -> None:
-        """Train to the last milestone, or to where early stopping ends it. Raises Diverged."""
-        train_steps, evaluate = self._functions()
-        exporter = Exporter(self, self.work, evaluate)
-        saver = _Saver(self)
-        saver.restore(exporter.look)
+    def train(
+        self, saver: "_Saver", exporter: Exporter, report: Callable[[Epoch], None], stopping: Callable[[], bool]
+    ) -> bool:
+        """Train to the last milestone, or to where early stopping ends it; False where `stopping` said so before.
+
+        Raises Diverged, and StoreError where no checkpoint could be written for too long.
+        """
         exporter.export()
         batch_size, last = self.settings.train.batch_size, self.trial.milestones[-1]
         full_steps, rest = divmod(len(self.rows), batch_size)
@@ -174,19 +205,24 @@ class Training:
                 size, ahead = (batch_size, full_steps - self.step) if self.step < full_steps else (rest, 1)
                 count = min(stretch, ahead)
                 began = time.perf_counter()
-                train_steps(batches, tf.constant(count), size)
+                self._train_steps(batches, tf.constant(count), size)
                 took_s = time.perf_counter() - began
                 self.step += count
                 self.spent_s += took_s
                 if count == stretch and took_s < _STRETCH_S / 2:
                     stretch *= 2
+                if stopping():
+                    saver.save()
+                    saver.close()
+                    return False
                 saver.save_if_due()
-            self._finish_epoch(evaluate)
+            self._finish_epoch()
             report(self.history[-1])
             if len(self.history) in self.trial.milestones or self.over:
                 exporter.export()  # before the checkpoint: what that says is past lies in the run folder
                 saver.save()
         saver.close()
+        return True
 
     @property
     def restores_best(self) -> bool:
@@ -200,9 +236,9 @@ class Training:
             self.history, self.settings.train.early_stopping
         )
 
-    def _finish_epoch(self, evaluate: Callable[[], tuple[tf.Tensor, tf.Tensor]]) -> None:
+    def _finish_epoch(self) -> None:
         loss, correct, seen = self.totals.numpy()
-        sums, probabilities = evaluate()
+        sums, probabilities = self.evaluate()
         val_loss, val_correct, val_seen = sums.numpy()
         epoch = len(self.history) + 1
         if not math.isfinite(loss) or not math.isfinite(val_loss):
@@ -281,39 +317,35 @@ class Training:
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """Everything that decides what comes next, copied: safe to write while training goes on."""
-        far = {
-            "history": [epoch.model_dump() for epoch in self.history],
-            "digests": self.digests,
-            "step": self.step,
-            "spent_s": self.spent_s,
-        }
+        kept = self.kept.epoch if self.kept else None
+        far = Far(history=self.history, digests=self.digests, step=self.step, spent_s=self.spent_s, kept=kept)
         arrays = {f"v{i:04d}": np.array(v) for i, v in enumerate(self._variables())}
         if self.kept:
-            far["kept"] = self.kept.epoch
             arrays |= {f"k{i:04d}": array for i, array in enumerate(self.kept.weights)}
             arrays["probabilities"] = self.kept.probabilities
-        return {"far": np.frombuffer(json.dumps(far).encode(), np.uint8), **arrays}
+        return {"far": np.frombuffer(far.model_dump_json().encode(), np.uint8), **arrays}
 
     def resume(self, saved: dict[str, np.ndarray]) -> None:
         """Take a snapshot's place. Raises ValueError where it is not one of this model."""
         variables = self._variables()
-        far = json.loads(saved["far"].tobytes())
+        far = Far.model_validate_json(saved["far"].tobytes())
         arrays = [saved[f"v{i:04d}"] for i in range(len(variables))]
         if sum(name[0] == "v" for name in saved) != len(variables) or any(
             a.shape != tuple(v.shape) for a, v in zip(arrays, variables, strict=True)
         ):
-            raise ValueError("the checkpoint holds another model")
-        history = [Epoch(**epoch) for epoch in far["history"]]
-        if len(history) > self.trial.milestones[-1]:
-            raise ValueError("the checkpoint is of a longer trial")
+            raise ValueError("it holds another model")
+        if len(far.history) > self.trial.milestones[-1]:
+            raise ValueError("it is of a longer trial")
+        if far.step > self.steps:
+            raise ValueError("it is of longer epochs")
         self.kept = None
-        if "kept" in far:
+        if far.kept is not None:
             weights = [saved[f"k{i:04d}"] for i in range(len(self.model.variables))]
-            self.kept = Kept(far["kept"], weights, saved["probabilities"])
+            self.kept = Kept(far.kept, weights, saved["probabilities"])
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
-        self.history, self.step, self.spent_s = history, far["step"], far["spent_s"]
-        self.digests = {int(epoch): digest for epoch, digest in far["digests"].items()}
+        self.history, self.step, self.spent_s = list(far.history), far.step, far.spent_s
+        self.digests = dict(far.digests)
 
     def _variables(self) -> list[Any]:
         return [*self.model.variables, *self.optimizer.variables, self.totals]
@@ -326,31 +358,37 @@ class _Saver:
         self._training, self._thread = training, None
         self._every_s = training.settings.train.checkpoint_every_s
         self._last = time.monotonic()
+        self._failed: list[Exception] = []  # why the last ones could not be written; none since one could
 
     def restore(self, usable: Callable[[], bool]) -> None:
-        """Go on from the run folder's checkpoint, if there is a whole one, and training that took it is `usable`."""
+        """Go on from the run folder's checkpoint, if there is a whole one, and training that took it is `usable`.
+
+        One that will not do is put aside.
+        """
         training = self._training
         data = training.run.read_checkpoint(training.trial.id)
         if data is None:
             return
         fresh = training.snapshot()
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as saved:
-                training.resume(dict(saved))
+            training.resume(_arrays(data))
             if not usable():
                 training.resume(fresh)
-        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-            print(f"trial {training.trial.id}: its checkpoint is damaged ({error}); it starts anew", flush=True)
+        except (ValueError, KeyError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+            aside = training.run.put_aside_checkpoint(training.trial.id)
+            print(f"trial {training.trial.id} starts anew; its checkpoint is in {aside}: {error}", flush=True)
 
     def save_if_due(self) -> None:
         if time.monotonic() - self._last >= self._every_s and not (self._thread and self._thread.is_alive()):
             self.save()
 
     def save(self) -> None:
+        """Write the state as it is now. Raises what went wrong where no checkpoint could be written _UNSAVED times."""
         if self._training.work.again:  # what lies there is further on
             return
-        if self._thread:
-            self._thread.join()
+        self.close()
+        if len(self._failed) >= _UNSAVED:
+            raise self._failed[-1]
         self._last = time.monotonic()
         self._thread = threading.Thread(target=self._write, args=(self._training.snapshot(),))
         self._thread.start()
@@ -360,13 +398,25 @@ class _Saver:
         np.savez(buffer, **arrays)
         try:
             self._training.run.write_checkpoint(self._training.trial.id, buffer.getvalue())
-        except (StoreError, OSError) as error:  # training goes on: a checkpoint only saves time
+            self._failed.clear()
+        except (StoreError, OSError) as error:  # training goes on: the next one may do
+            self._failed.append(error)
             print(f"trial {self._training.trial.id}: no checkpoint written: {error}", flush=True)
 
     def close(self) -> None:
         """Wait until the last state is written: a grid that grows in epochs goes on from there."""
         if self._thread:
             self._thread.join()
+
+
+def _arrays(data: bytes) -> dict[str, np.ndarray]:
+    """What a checkpoint holds. Raises ValueError, among others, where it is damaged."""
+    file = io.BytesIO(data)
+    with zipfile.ZipFile(file) as parts:
+        if any(part.compress_type or part.file_size > len(data) for part in parts.infolist()):
+            raise ValueError("it is compressed, which ours are not")
+    with np.load(file, allow_pickle=False) as saved:
+        return dict(saved)
 
 
 class OneDevice:

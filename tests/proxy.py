@@ -23,11 +23,18 @@ from typing import BinaryIO, Literal
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a rule decides by. path: decoded, no query. count: 1 for the first of this method and path, and so on."""
+    """What a rule decides by.
+
+    Attributes:
+        path: Decoded, no query.
+        count: 1 for the first of this method and path, and so on.
+        conditional: It has a header If-Match or If-None-Match.
+    """
 
     method: str
     path: str
     count: int
+    conditional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,7 @@ class Fault:
     Attributes:
         status: Answered in the server's place, which sees nothing of the request, with `code` for S3's error code.
         delay_s: Seconds to wait first.
+        unconditional: The server sees nothing of If-Match and If-None-Match. It must take what is not signed.
         cut: After half the server's answer (of its body, or of its head if it has no body) reset the connection, close
             it, or send nothing more.
     """
@@ -44,14 +52,17 @@ class Fault:
     status: int = 0
     code: str = ""
     delay_s: float = 0.0
+    unconditional: bool = False
     cut: Literal["reset", "close", "stall"] | None = None
 
 
 SLOW_DOWN = Fault(status=503, code="SlowDown")
 EXPIRED = Fault(status=403, code="ExpiredToken")
 FULL = Fault(status=507, code="InsufficientStorage")
+UNKNOWN, IGNORED = Fault(status=501, code="NotImplemented"), Fault(unconditional=True)
 RESET, CLOSE, STALL = Fault(cut="reset"), Fault(cut="close"), Fault(cut="stall")
 
+_CONDITION = re.compile(rb"(?im)^if-(none-)?match:.*\r\n")
 Rule = Callable[[Request], Fault | None]
 
 
@@ -123,7 +134,7 @@ class Proxy:
                 if fault.status:
                     client.sendall(_refusal(fault, head))
                     continue
-                server.sendall(head + body)
+                server.sendall((_CONDITION.sub(b"", head) if fault.unconditional else head) + body)
                 while (head := _head(answered)).startswith(b"HTTP/1.1 100"):
                     pass
                 body = b"" if request.method == "HEAD" else _body(head, answered)
@@ -137,7 +148,7 @@ class Proxy:
         path = urllib.parse.unquote(target.partition("?")[0])
         with self._lock:
             self.requests[method, path] += 1
-            return Request(method, path, self.requests[method, path])
+            return Request(method, path, self.requests[method, path], bool(_CONDITION.search(head)))
 
 
 def _head(lines: BinaryIO) -> bytes:

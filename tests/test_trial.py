@@ -47,7 +47,7 @@ def start_worker() -> None:
 def train(trial: Trial, work: Work) -> Result:
     from orchestrator.trial import run_trial
 
-    return run_trial(trial, work, lambda unreadable: None, lambda epoch: None)
+    return run_trial(trial, work, lambda unreadable, step: None, lambda epoch: None)
 
 
 def train_and_die(trial: Trial, work: Work, epochs: int) -> None:
@@ -65,7 +65,7 @@ def train_and_die(trial: Trial, work: Work, epochs: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     room._Saver.save_if_due = die_after_saving
-    room.run_trial(trial, work, lambda unreadable: None, lambda epoch: None)
+    room.run_trial(trial, work, lambda unreadable, step: None, lambda epoch: None)
 
 
 def new_worker() -> ProcessPoolExecutor:

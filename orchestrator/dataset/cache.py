@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from orchestrator.dataset.index import Index
 from orchestrator.errors import BadInput
@@ -18,6 +18,7 @@ from orchestrator.spec import Data, is_streamed
 from orchestrator.store import Store
 
 _FORMAT = 1  # a new number where the same image would decode to other pixels
+_DAMAGED = ".damaged"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _open(folder: Path, shape: tuple[int, ...] | None) -> Cache | None:
         images = np.memmap(folder / "images.u8", dtype=np.uint8, mode="c", shape=shape)
         if os.path.getsize(folder / "images.u8") != images.nbytes or zlib.crc32(images) != meta.get("crc32"):
             return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     with contextlib.suppress(OSError):  # a cache that may only be read is never in the way
         os.utime(folder / "meta.json")
@@ -90,13 +91,25 @@ def _open(folder: Path, shape: tuple[int, ...] | None) -> Cache | None:
 
 
 def _build(folder: Path, shape: tuple[int, ...] | None, index: Index, store: Store, data: Data) -> None:
-    from orchestrator.dataset import stream  # here, so that only a worker loads TensorFlow
-
-    half = folder.with_suffix(".half")
-    for stale in (half, folder):
-        shutil.rmtree(stale, ignore_errors=True)
+    half, damaged = folder.with_suffix(".half"), folder.with_suffix(_DAMAGED)
+    shutil.rmtree(half, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(damaged, ignore_errors=True)
+        os.replace(folder, damaged)
+        print(f"the cache {folder} was damaged: it is in {damaged} now, and is made anew", flush=True)
     if shape is not None:
         _make_room(folder.parent, int(np.prod(shape, dtype=np.int64)), data.cache_limit_gb)
+    try:
+        _fill(half, shape, index, store, data)
+    except BaseException:
+        shutil.rmtree(half, ignore_errors=True)  # on a full disk, its place is needed
+        raise
+    os.replace(half, folder)
+
+
+def _fill(half: Path, shape: tuple[int, ...] | None, index: Index, store: Store, data: Data) -> None:
+    from orchestrator.dataset import stream  # here, so that only a worker loads TensorFlow
+
     half.mkdir()
     images = None if shape is None else _new_array(half / "images.u8", shape)
     bad: dict[int, str] = {}
@@ -111,15 +124,22 @@ def _build(folder: Path, shape: tuple[int, ...] | None, index: Index, store: Sto
     # not flushed to the disk: the checksum tells, should the machine die before it is
     crc32 = None if images is None else zlib.crc32(images)
     (half / "meta.json").write_text(json.dumps({"crc32": crc32, "bad": bad}))
-    os.replace(half, folder)
 
 
 def _make_room(parent: Path, size_bytes: int, limit_gb: float) -> None:
-    """Where all caches together would be more than limit_gb, those go that were unused for longest. Raises BadInput."""
-    caches = sorted((meta.stat().st_mtime, meta.parent) for meta in parent.glob("*/meta.json"))
-    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for _, folder in caches}
-    for _, folder in caches:
-        if sum(sizes.values()) + size_bytes <= limit_gb * 1e9:
+    """Where all caches together would be more than limit_gb, those go that were unused for longest. Raises BadInput.
+
+    Damaged ones go first, on a full disk too; what killed builders left half-made goes in any case.
+    """
+    for half in parent.glob("*.half"):
+        with contextlib.suppress(Timeout, OSError), FileLock(half.with_suffix(".lock"), timeout=0):
+            shutil.rmtree(half, ignore_errors=True)
+    found = [folder for folder in parent.iterdir() if folder.is_dir() and folder.suffix != ".half"]
+    caches = sorted((folder.suffix != _DAMAGED, _used_at(folder), folder) for folder in found)
+    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in found}
+    for whole, _, folder in caches:
+        fits = sum(sizes.values()) + size_bytes <= limit_gb * 1e9
+        if fits and (whole or shutil.disk_usage(parent).free >= size_bytes):
             break
         shutil.rmtree(folder, ignore_errors=True)  # a trial that reads it keeps its pages until it ends
         del sizes[folder]
@@ -130,6 +150,13 @@ def _make_room(parent: Path, size_bytes: int, limit_gb: float) -> None:
             f"{free_bytes / 1e6:.0f} MB: free some, set ORCHESTRATOR_CACHE_DIR to another, or stream them anew each "
             f"epoch with --set data.cache_limit_gb=0"
         )
+
+
+def _used_at(folder: Path) -> float:
+    try:
+        return (folder / "meta.json").stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _new_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:

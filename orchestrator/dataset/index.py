@@ -17,6 +17,7 @@ from orchestrator.store import Object, Store
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 WHOLE_OBJECT = -1
+_ROW_GROUP_BYTES = 2 * 10**9  # ours have some ten MB; one is unpacked as a whole
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -207,9 +208,21 @@ def open_shard(store: Store, shard: Object) -> Iterator[pq.ParquetFile]:
     source = pa.PythonFile(_Ranged(shard, lambda at, size: store.read_range(shard, at, size)), mode="r")
     try:
         with pq.ParquetFile(source) as parquet:
+            _refuse_bomb(shard, parquet.metadata)
             yield parquet
     except (pa.ArrowException, OSError) as error:
         raise BadInput(_not_parquet(shard, error)) from None
+
+
+def _refuse_bomb(shard: Object, metadata: pq.FileMetaData) -> None:
+    """Raise BadInput for a small file that would unpack to a memory full."""
+    groups = (metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    largest = max(groups, default=0)
+    if metadata.num_rows > shard.size or largest > _ROW_GROUP_BYTES:
+        raise BadInput(
+            f"{shard.key} must have fewer rows than bytes and row groups of at most {_ROW_GROUP_BYTES / 1e9:.0f} GB "
+            f"unpacked, got {metadata.num_rows} rows in {shard.size} bytes and {largest / 1e9:.1f} GB: pack it anew"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,79 @@
-"""A bucket behind a proxy that stages faults, and limits that make giving up a matter of seconds."""
+"""What the fault tests share: a grid that nobody disturbs, a bucket behind a proxy, and the table of what was tried."""
 
-from collections.abc import Iterator
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from aftermath import GRID, POINTS, TRIALS, Undisturbed, clean, driving, undisturbed
 from proxy import Proxy
 from seaweedfs import Seaweedfs
 
 from orchestrator import store
+
+TABLE = Path(__file__).parents[2] / "ARCHITECTURE.md"
+_ROWS = pytest.StashKey[dict[str, tuple[str, str]]]()
+
+
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache folder for all grids of the session."""
+    return tmp_path_factory.mktemp("caches")
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Path]]:
+    """Makes temporary folders with short paths: Ray keeps sockets there, whose paths may have 107 characters."""
+    with contextlib.ExitStack() as made:
+        yield lambda: Path(made.enter_context(tempfile.TemporaryDirectory(prefix="f", ignore_cleanup_errors=True)))
+
+
+@pytest.fixture
+def env(caches: Path, short: Callable[[], Path]) -> dict[str, str]:
+    """What a driver's environment has beside the usual: that cache folder, and a temporary folder of its own."""
+    return {"ORCHESTRATOR_CACHE_DIR": str(caches), "TMPDIR": str(short())}
+
+
+@pytest.fixture(scope="session")
+def quiet(tmp_path_factory: pytest.TempPathFactory, caches: Path, short: Callable[[], Path]) -> Undisturbed:
+    """The grid when nothing happens to it."""
+    cwd = tmp_path_factory.mktemp("quiet")
+    with driving(cwd, *GRID, env={"ORCHESTRATOR_CACHE_DIR": str(caches), "TMPDIR": str(short())}) as driver:
+        assert driver.end() == 0, driver.out
+    clean(driver)
+    found = undisturbed(str(cwd / "runs" / "shirts"))
+    assert (len(found.points), len(found.results)) == (POINTS, TRIALS)
+    return found
+
+
+@pytest.fixture
+def tried(request: pytest.FixtureRequest) -> Callable[[str, object, str], None]:
+    """Note for the table: the fault, how often it was tried, what was lost."""
+    rows = request.config.stash.setdefault(_ROWS, {})
+
+    def note(fault: str, times: object, lost: str) -> None:
+        rows[fault] = (str(times), lost)
+
+    return note
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """`make faults` writes the table: as a whole, or, of the tests that were named, the rows."""
+    rows = session.config.stash.get(_ROWS, {})
+    if not rows or session.config.option.markexpr:
+        return
+    text = TABLE.read_text()
+    begin, end = "<!-- `make faults` writes this table -->\n", "<!-- its end -->"
+    before, _, rest = text.partition(begin)
+    old, _, after = rest.partition(end)
+    if exitstatus or session.config.args != ["tests/faults"] or session.config.option.keyword:
+        cells = (line.strip("| ").split(" | ") for line in old.splitlines()[2:])
+        rows = {fault: (times, lost) for fault, times, lost in cells} | rows
+    lines = [f"| {fault} | {times} | {lost} |" for fault, (times, lost) in sorted(rows.items())]
+    table = "\n".join(["| fault | tried | lost |", "|---|---|---|", *lines])
+    TABLE.write_text(f"{before}{begin}{table}\n{end}{after}")
 
 
 @pytest.fixture

@@ -100,6 +100,13 @@ class TestPasses:
             assert read(store) == DATA
             assert proxy.requests["GET", f"/{store.uri[5:]}/a"] == 2
 
+    def test_what_is_missing(self, store: Store, proxy: Proxy) -> None:
+        """The answer that there is no such object may break off too: it is asked for again, and is no failure."""
+        for fault in (RESET, CLOSE, STALL):
+            stage(proxy, first(1, fault))
+            with pytest.raises(Missing):
+                store.read("nothing")
+
     def test_bursts(self, store: Store, proxy: Proxy) -> None:
         """As many faults in a row as there are retries are still waited out."""
         for fault in (SLOW_DOWN, RESET, CLOSE):

@@ -1,0 +1,204 @@
+"""Processes that die, stop or are told to: workers, drivers, and two drivers on one run folder."""
+
+import contextlib
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from aftermath import (
+    GRID,
+    Driver,
+    Undisturbed,
+    check,
+    clean,
+    driving,
+    eventually,
+    finished,
+    pause,
+    read_board,
+    seed,
+)
+
+RUN = Path("runs/shirts")
+Note = Callable[[str, object, str], None]
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    """Checkpoints and when each was written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")} if folder.exists() else {}
+
+
+def epochs(driver: Driver) -> set[str]:
+    """The epochs that it reported, and of which trial."""
+    return {line.split("  val_accuracy")[0] for line in driver.lines if line.startswith("epoch ")}
+
+
+@pytest.mark.slow
+def test_workers_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
+    """Twenty times in one grid a worker is killed at a random moment of its training: no point fails."""
+    draw, kills, seen = random.Random(seed()), 0, {}
+    with driving(tmp_path, *GRID, env=env) as driver:
+        checkpoints = tmp_path / RUN / "checkpoints"
+
+        def gone_further() -> list[int]:
+            """Workers since whose start every checkpoint under way was written again: what they did is not lost."""
+            workers, now = driver.workers(), stamps(checkpoints)
+            for pid in workers:
+                seen.setdefault(pid, now)
+            ahead = [p for p in workers if sum(now[name] != seen[p].get(name) for name in now) >= 2]
+            return ahead or (["ended"] if not driver.running else [])
+
+        while kills < 20:
+            victims = eventually(gone_further)
+            assert victims != ["ended"], f"the grid ended after {kills} kills:\n{driver.out}"
+            pause(draw.random() / 2)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(draw.choice(victims), signal.SIGKILL)
+                kills += 1
+        assert driver.end() == 0, driver.out
+    clean(driver)
+    tried("worker killed at a random moment of its training", kills, check(str(tmp_path / RUN), quiet))
+
+
+@pytest.mark.slow
+def test_drivers_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
+    """Five times the driver is killed at a random moment; the same command in the end trains only what is missing."""
+    draw, killed = random.Random(seed()), []
+    for _ in range(5):
+        before = finished(tmp_path / RUN)
+        with driving(tmp_path, *GRID, env=env) as driver:
+            driver.until("shirts: ")
+            pause(draw.uniform(0, 12))
+            driver.kill()
+            killed.append(driver)
+        after = finished(tmp_path / RUN)
+        assert {name: after[name] for name in before} == before
+    with driving(tmp_path, *GRID, env=env) as driver:
+        assert driver.end() == 0, driver.out
+    for each in (*killed, driver):
+        clean(each)
+    tried("driver killed at a random moment (laptop)", 5, check(str(tmp_path / RUN), quiet))
+
+
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+def test_interrupted_in_mid_epoch(
+    quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note, number: signal.Signals
+) -> None:
+    """Every state in training is written, the board is up to date, it ends within 15 s, and its last line resumes."""
+    args = (*GRID, "--set", "train.checkpoint_every_s=3600")  # so that only the signal writes one
+    with driving(tmp_path, *args, env=env) as driver:
+        driver.until("epoch ", 30)
+        began, wall = time.monotonic(), time.time_ns()
+        driver.send(number)
+        assert driver.end() == 130, driver.out
+        assert time.monotonic() - began < 15
+    clean(driver)
+    run = tmp_path / RUN
+    assert driver.lines[-1].startswith("interrupted: python -m orchestrator.grid --set")
+    saved = [name for name, at in stamps(run / "checkpoints").items() if at > wall]
+    assert len(saved) == 2, "both trials in training"
+    assert (run / "leaderboard.parquet").stat().st_mtime_ns > wall
+    assert set(read_board(str(run)).status) <= {"ok", "pending"}
+    before = finished(run)
+    with driving(tmp_path, *args, env=env) as again:
+        assert again.end() == 0, again.out
+    clean(again)
+    after = finished(run)
+    assert {name: after[name] for name in before} == before
+    assert epochs(driver) & epochs(again) == set(), "no epoch is trained twice"
+    tried(f"{number.name} in mid-epoch", 1, check(str(run), quiet))
+
+
+@pytest.mark.slow
+def test_a_driver_that_sleeps(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
+    """While it works, a second driver is refused; asleep for too long, it loses the run and writes nothing more."""
+    run = tmp_path / RUN
+    with driving(tmp_path, *GRID, env=env) as first:
+        first.until("epoch ", 5)
+        with driving(tmp_path, *GRID, env=env) as refused:
+            assert refused.end() == 2
+        assert f"process {first.pid} on {os.uname().nodename} since 20" in refused.out
+        assert "is at work on it" in refused.out
+        assert first.running
+        workers = first.workers()
+        for pid in (first.pid, *workers):  # as a machine that sleeps stops
+            os.kill(pid, signal.SIGSTOP)
+        with driving(tmp_path, *GRID, env=env) as second:
+            second.until("epoch ")
+            held = (run / "owner.json").read_text()
+            for pid in (*workers, first.pid):
+                os.kill(pid, signal.SIGCONT)
+            assert first.end() == 2
+            assert "another process took" in first.out
+            assert f'"pid": {second.pid}' in held
+            assert second.end() == 0, second.out
+    for driver in (first, refused, second):
+        clean(driver)
+    lost = check(str(run), quiet)
+    tried("second driver while the first one works", 1, "nothing: it is refused")
+    tried("driver asleep for longer than its lease, then awake", 1, lost)
+
+
+@pytest.fixture
+def cage() -> Iterator[Path]:
+    """A control group of the kernel whose processes may use 300 MB more than they have when they enter."""
+    root = Path("/sys/fs/cgroup")
+    old = (root / "memory").is_dir()
+    folder = root / ("memory" if old else "") / f"faults-{os.getpid()}"
+    try:
+        folder.mkdir()
+        (folder / ("memory.limit_in_bytes" if old else "memory.max")).write_text(str(300 * 2**20))
+    except OSError as error:
+        pytest.skip(f"making a control group with a memory limit must be permitted to this user: {error}")
+    yield folder
+    eventually(lambda: not (folder / "cgroup.procs").read_text())
+    folder.rmdir()
+
+
+@pytest.mark.slow
+def test_out_of_memory(tmp_path: Path, env: dict[str, str], cage: Path, tried: Note) -> None:
+    """A trial that takes more memory than there is dies by the kernel's hand three times, then is a failed row."""
+    (tmp_path / "greedy.py").write_text(
+        "import os\n"
+        "from orchestrator.model import small_cnn\n"
+        "def greedy(input_shape, classes, mb=0):\n"
+        "    if mb:\n"
+        f"        open('{cage}/cgroup.procs', 'w').write(str(os.getpid()))\n"
+        "        bytearray(os.urandom(2**20) * mb)\n"
+        "    return small_cnn(input_shape, classes)\n"
+    )
+    args = ("--set", "model=greedy:greedy", "--set", "grid={mb: [0, 2000], epochs: [2]}", "--set", "data.image_size=16")
+    with driving(tmp_path, *args, env=env) as driver:
+        assert driver.end() == 1, driver.out
+    clean(driver)
+    board = read_board(str(tmp_path / RUN))
+    assert dict(zip(board.mb, board.status, strict=True)) == {0: "ok", 2000: "failed"}
+    assert board.error[1].startswith("its worker died 3 times: ")
+    tried("worker out of memory (killed by the kernel)", 3, "that point: failed, after three tries")
+
+
+def burden(pid: int) -> tuple[int, float]:
+    """Open files, and resident memory in MB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return len(os.listdir(f"/proc/{pid}/fd")), int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+@pytest.mark.slow
+def test_nothing_grows(tmp_path: Path, env: dict[str, str]) -> None:
+    """Over many trials, neither the driver nor a worker gathers open files or memory."""
+    seeds = ("--set", f"seeds={list(range(40))}", "--set", "grid={batch_size: [64], epochs: [2]}")
+    with driving(tmp_path, *seeds, "--set", "data.image_size=16", env=env) as driver:
+        driver.until("trial 15/")
+        early = {pid: burden(pid) for pid in (driver.pid, *driver.workers())}
+        driver.until("trial 38/")
+        late = {pid: burden(pid) for pid in early}
+        assert driver.end() == 0, driver.out
+    assert len(early) == 3
+    grown = [(late[pid][0] - early[pid][0], late[pid][1] - early[pid][1]) for pid in early]
+    print("over 23 trials: open files and MB, of the driver and two workers:", grown)
+    assert max(files for files, _ in grown) <= 3
+    assert max(mb for _, mb in grown) < 80  # 58 measured: a worker keeps some of what Keras and TensorFlow traced

@@ -1,0 +1,99 @@
+"""Any faults, in any order: what is drawn comes from a seed, and a run that fails shows it."""
+
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from aftermath import GRID, Driver, Undisturbed, check, clean, driving, eventually, finished, pause, seed
+
+RUN = Path("runs/shirts")
+
+
+def kill_worker(driver: Driver, draw: random.Random, run: Path) -> None:
+    """It goes on in another worker."""
+    victims = driver.workers(at_work=draw.random() < 0.5)
+    if victims:
+        os.kill(draw.choice(victims), signal.SIGKILL)
+
+
+def kill_driver(driver: Driver, draw: random.Random, run: Path) -> None:
+    driver.kill()
+
+
+def interrupt(driver: Driver, draw: random.Random, run: Path) -> None:
+    driver.send(draw.choice([signal.SIGINT, signal.SIGTERM]))
+    assert driver.end() in (0, 130), driver.out
+
+
+def interrupt_twice(driver: Driver, draw: random.Random, run: Path) -> None:
+    for _ in range(2):
+        driver.send(signal.SIGINT)
+        pause(draw.random())
+    assert driver.end() in (0, 130, -signal.SIGINT), driver.out
+
+
+def kill_helper(driver: Driver, draw: random.Random, run: Path) -> None:
+    """Ray's own processes may die as well: the driver ends, or goes on."""
+    os.kill(draw.choice(eventually(driver.processes)), signal.SIGKILL)
+
+
+def freeze(driver: Driver, draw: random.Random, run: Path) -> None:
+    """All stops for a moment, and goes on."""
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in driver.processes():
+            os.kill(pid, number)
+        pause(draw.random())
+
+
+def damage(driver: Driver, draw: random.Random, run: Path) -> None:
+    """The driver dies, and one of the run's files is cut, or a bit of it turned over where a checksum would tell."""
+    driver.kill()
+    eventually(lambda: not driver.workers())
+    files = sorted(path for path in run.rglob("*") if path.is_file() and "damaged" not in path.parts)
+    if files:
+        file = draw.choice(files)
+        data = bytearray(file.read_bytes())
+        if data and (file.suffix in (".npz", ".parquet") or file.parent.name == "trials") and draw.random() < 0.5:
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        else:
+            del data[draw.randint(0, len(data)) :]
+        file.write_bytes(data)
+
+
+FAULTS = [kill_worker, kill_driver, interrupt, interrupt_twice, kill_helper, freeze, damage]
+
+
+@pytest.mark.slow
+def test_any_faults(
+    quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Callable[[str, object, str], None]
+) -> None:
+    """Whatever hits a grid, and whenever: the same command in the end gives the undisturbed board."""
+    draw, count, drivers = random.Random(seed()), 0, []
+    while count < 10:
+        with driving(tmp_path, *GRID, env=env) as driver:
+            while driver.running and count < 10:
+                pause(draw.uniform(0, 8))
+                if driver.running:
+                    fault = draw.choice(FAULTS)
+                    print(f"fault {count + 1}: {fault.__name__}")
+                    fault(driver, draw, tmp_path / RUN)
+                    count += 1
+        drivers.append(driver)
+        if len(finished(tmp_path / RUN)) == len(quiet.results):
+            print("the grid is done before the faults are: its first results are taken away")
+            for name in sorted(finished(tmp_path / RUN))[:3]:
+                (tmp_path / RUN / "trials" / name).unlink()
+                (tmp_path / RUN / "checkpoints" / f"{name.partition('-')[0]}.npz").unlink(missing_ok=True)
+    status = 1
+    for _ in range(2):  # a trial that was hit before it got anywhere three times has failed, and is tried again
+        if status == 1:
+            with driving(tmp_path, *GRID, env=env) as driver:
+                status = driver.end()
+            drivers.append(driver)
+    for driver in drivers:
+        clean(driver)
+    assert status == 0, driver.out
+    tried("any of these on one run folder, drawn from a seed", count, check(str(tmp_path / RUN), quiet))
