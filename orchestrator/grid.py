@@ -19,8 +19,11 @@ import typer
 from rich.console import Console
 
 from orchestrator import leaderboard
+from orchestrator.budget import Meter
+from orchestrator.calibrate import read_pace
 from orchestrator.dataset.index import Index, build_index, check_split, describe_bad
 from orchestrator.errors import BadInput, exit_on_bad_input
+from orchestrator.forecast import price
 from orchestrator.lease import Lease, refuse_if_held
 from orchestrator.model import read_code
 from orchestrator.plan import Counts, Plan, Trial, as_tree, describe, differences, make_plan, many, remaining, standing
@@ -30,7 +33,7 @@ from orchestrator.run import BOARD, HISTORY, Run, Work
 from orchestrator.spec import AXIS_PATHS, Spec, load_spec, to_yaml
 from orchestrator.store import StoreError, open_store
 
-DONE, FAILED, INTERRUPTED = 0, 1, 130
+DONE, FAILED, USED_UP, INTERRUPTED = 0, 1, 3, 130
 
 
 def main(
@@ -60,13 +63,17 @@ def main(
 
 
 def orchestrate(spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, takeover: bool) -> int:
-    """The whole line. Returns the exit status: 0 all ok, 1 some point failed, 130 interrupted. Raises BadInput."""
+    """The whole line. Raises BadInput.
+
+    Returns the exit status: 0 all ok, 1 some point failed, 3 the budget was used up, 130 interrupted.
+    """
     images = open_store(spec.data.uri)
     images.check()
     index = build_index(images, spec.data)
     code = read_code(spec.model, [axis for axis in spec.axes if axis not in AXIS_PATHS])
     counts = Counts(int((~index.validation).sum()), int(index.validation.sum()), index.packed)
-    plan = make_plan(spec, counts, index.digest, code, share_epochs)
+    pace = read_pace()
+    plan = make_plan(spec, counts, index.digest, code, share_epochs, pace)
 
     run = Run(open_store(f"{spec.output.rstrip('/')}/{spec.name}", create=True))
     run.store.check()
@@ -80,7 +87,9 @@ def orchestrate(spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, 
     stands = standing(plan, gathered.done, before["points"] if before else ())
     if plan_only:
         slots = spec.resources.max_concurrent or max(1, (os.cpu_count() or 1) // spec.resources.cpus_per_trial)
-        text = describe(plan, spec, _describe_index(index, counts, images.uri), run.store.uri, stands, slots)
+        todo = remaining(plan, gathered.done)
+        about = _describe_index(index, counts, images.uri)
+        text = describe(plan, spec, about, run.store.uri, stands, slots, todo, pace)
         print(json.dumps(as_tree(plan, stands), indent=1) if as_json else text)
         return DONE
 
@@ -95,7 +104,7 @@ def orchestrate(spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, 
                 gathered.write()
     except KeyboardInterrupt:
         interrupted = True
-    return _report(gathered.board(), run, spec, interrupted, as_json)
+    return _report(gathered.board(), run, spec, interrupted, gathered.left_out, as_json)
 
 
 def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, console: Console) -> bool:
@@ -108,7 +117,7 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
         todo = remaining(plan, gathered.done)
         console.out(
             f"{work.spec.name}: {many(len(plan.points), 'point')}, {many(len(todo), 'trial')} of {len(plan.trials)} "
-            f"to train, {cluster.slots} at once; run folder {work.run.store.uri}"
+            f"to train, {_at_once(cluster.slots, cluster.most)}; run folder {work.run.store.uri}"
         )
 
         def begin(unreadable: Mapping[int, str]) -> None:
@@ -122,7 +131,7 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
                 console.out(f"{many(len(skipped), 'file')} left out: listed in skipped.json")
 
         gathered.begin = begin
-        gathered.progress = held.enter_context(Progress(plan, todo, work.spec.metric, cluster.slots, console))
+        gathered.progress = held.enter_context(Progress(plan, todo, work.spec.metric, cluster.most, console))
         with _signals(gathered.interrupt):
             fanout.fan_out(work, cluster, todo, gathered, gathered.stop)
         if gathered.refusal:
@@ -153,6 +162,8 @@ class _Gathered:
         self.refusal: str | None = None
         self.stop = threading.Event()
         self.interrupted = False
+        self.left_out = False
+        self._meter = Meter(spec.budget, time.monotonic())
 
     @property
     def done(self) -> dict[str, int]:
@@ -187,18 +198,49 @@ class _Gathered:
         else:
             self.ended(Result(trial_id=trial.id, status="failed", epochs=trial.milestones[-1], error=why))
 
+    def may_start(self, trial: Trial, node_type: str | None, node_share: float) -> bool:
+        usd = price(self._spec.resources, node_type)
+        if usd is None and self._spec.budget.max_usd is not None:
+            self.refusal = (
+                f"budget.max_usd needs the price of a {node_type or 'node'}, and no list has it: set "
+                f"resources.usd_per_hour, or budget.max_hours instead"
+            )
+            self.stop.set()
+            return False
+        rate = (usd or 0.0) * node_share / 3600
+        starts = self._meter.start(trial.id, time.monotonic(), self.progress.expected_s(trial), rate)
+        if not starts:
+            self._put_back(trial.id)
+        return starts
+
+    def over(self) -> bool:
+        if not self.stop.is_set() and self._meter.used_up(time.monotonic()):
+            for trial_id in list(self._running):
+                self._put_back(trial_id)
+            return True
+        return False
+
+    def _put_back(self, trial_id: str) -> None:
+        """The budget has nothing left for it."""
+        self.left_out = True
+        self._running.discard(trial_id)
+        self.progress.put_back(trial_id)
+
     def epoch(self, trial_id: str, epoch: Epoch) -> None:
         self.progress.epoch(trial_id, epoch)
 
     def ended(self, result: Result) -> None:
         self._running.discard(result.trial_id)
+        self._meter.end(result.trial_id, time.monotonic())
         self._results[result.trial_id] = result
         self._write_if_due()
         self.progress.ended(result)
 
     def board(self) -> pa.Table:
         stopping = self._spec.train.early_stopping
-        return leaderboard.build_board(self._plan, self._results, self._running, self._spec.metric, stopping)
+        return leaderboard.build_board(
+            self._plan, self._results, self._running, self._spec.metric, stopping, self._spec.resources
+        )
 
     def write(self) -> None:
         """Write the tables as they stand when nothing runs."""
@@ -215,6 +257,12 @@ class _Gathered:
         except StoreError as error:  # the results are safe, and the next write brings the tables up to date
             self.progress.say(f"the leaderboard could not be written: {error}")
         self._next_write = time.monotonic() + 9 * (time.monotonic() - began)
+
+
+def _at_once(slots: int, most: int) -> str:
+    if slots == most:
+        return f"{slots} at once"
+    return f"{slots} at once now, up to {most} as nodes join" if slots else f"up to {most} at once as nodes join"
 
 
 def _read_spec(path: str | None, overrides: list[str]) -> Spec:
@@ -251,7 +299,7 @@ def _skipped(index: Index, unreadable: Mapping[int, str], spec: Spec) -> list[tu
     return [*index.bad, *bad]
 
 
-def _report(board: pa.Table, run: Run, spec: Spec, interrupted: bool, as_json: bool) -> int:
+def _report(board: pa.Table, run: Run, spec: Spec, interrupted: bool, left_out: bool, as_json: bool) -> int:
     if as_json:
         print(leaderboard.as_json(board))
     console = leaderboard.console(stderr=as_json)
@@ -269,6 +317,13 @@ def _report(board: pa.Table, run: Run, spec: Spec, interrupted: bool, as_json: b
         again = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
         console.out(f"interrupted: {again}  goes on from here")
         return INTERRUPTED
+    if left and left_out:
+        limits = " and ".join(f"budget.{name} {value:g}" for name, value in spec.budget if value is not None)
+        console.out(
+            f"the budget is used up ({limits}): {left} of {many(board.num_rows, 'point')} not trained. "
+            f"The same command goes on from here, with as much again"
+        )
+        return FAILED if count["failed"] else USED_UP
     return FAILED if count["failed"] else DONE
 
 

@@ -20,10 +20,11 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.errors import BadInput, exit_on_bad_input
+from orchestrator.forecast import price
 from orchestrator.plan import Plan, Point
 from orchestrator.result import Epoch, Result
 from orchestrator.run import BOARD
-from orchestrator.spec import EarlyStopping
+from orchestrator.spec import EarlyStopping, Resources
 from orchestrator.store import Missing, open_store
 
 SCHEMA_VERSION = 1
@@ -41,6 +42,7 @@ _AFTER = {
     "steps_per_epoch": pa.int32(),
     "train_s": pa.float64(),
     "images_per_s": pa.float64(),
+    "cost_usd": pa.float64(),
     "peak_memory_mb": pa.float64(),
     "device": pa.string(),
     "node": pa.string(),
@@ -52,13 +54,21 @@ COLUMNS = (*_BEFORE, *_AFTER)
 
 
 def build_board(
-    plan: Plan, results: Mapping[str, Result], running: set[str], metric: str, stopping: EarlyStopping | None = None
+    plan: Plan,
+    results: Mapping[str, Result],
+    running: set[str],
+    metric: str,
+    stopping: EarlyStopping | None = None,
+    resources: Resources | None = None,
 ) -> pa.Table:
     """One row per point: those that are ok, best `metric` first, then failed, running and pending ones.
 
-    results: trial id -> result, ok or failed. running: trial ids at work now.
+    results: trial id -> result, ok or failed. running: trial ids at work now. resources: what a node costs.
     """
-    rows = [_row(point, results.get(point.trial_id), point.trial_id in running, stopping) for point in plan.points]
+    rows = [
+        _row(point, results.get(point.trial_id), point.trial_id in running, stopping, resources or Resources())
+        for point in plan.points
+    ]
     sign = -1 if metric.endswith("accuracy") else 1
     order = {"ok": 0, "failed": 1, "running": 2, "pending": 3}
     rows.sort(key=lambda row: (order[row["status"]], sign * row[metric] if row["status"] == "ok" else 0.0))
@@ -89,7 +99,9 @@ def build_history(results: Mapping[str, Result]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def _row(point: Point, result: Result | None, running: bool, stopping: EarlyStopping | None) -> dict[str, Any]:
+def _row(
+    point: Point, result: Result | None, running: bool, stopping: EarlyStopping | None, resources: Resources
+) -> dict[str, Any]:
     row: dict[str, Any] = {
         "point_id": point.id,
         "trial_id": point.trial_id,
@@ -112,6 +124,8 @@ def _row(point: Point, result: Result | None, running: bool, stopping: EarlyStop
     read_off = min(history, key=lambda epoch: epoch.val_loss) if stopping and stopping.restore_best else history[-1]
     best = max(history, key=lambda epoch: epoch.val_accuracy)
     train_s = sum(epoch.train_s for epoch in history)
+    worker_s = train_s + sum(epoch.validate_s for epoch in history)
+    usd = price(resources, result.node_type)
     row |= {name: getattr(read_off, name) for name in ("val_accuracy", "val_loss", "accuracy", "loss")}
     return row | {
         "best_epoch": best.epoch,
@@ -119,6 +133,7 @@ def _row(point: Point, result: Result | None, running: bool, stopping: EarlyStop
         "epochs_trained": len(history),
         "train_s": train_s,
         "images_per_s": sum(epoch.images_per_s * epoch.train_s for epoch in history) / train_s if train_s else None,
+        "cost_usd": None if usd is None else worker_s / 3600 * usd * (result.node_share or 1.0),
     }
 
 
@@ -153,6 +168,8 @@ def read_board(uri: str) -> pa.Table:
             f"{name} in {folder} must be a Parquet file: {_one_line(str(error))[:200]}; "
             f"run the grid again to write it anew"
         ) from None
+    if "cost_usd" not in board.column_names:  # a board of 0.1.0's first days
+        board = board.append_column("cost_usd", pa.nulls(board.num_rows, pa.float64()))
     if missing := [column for column in COLUMNS if column not in board.column_names]:
         raise BadInput(f"{name} in {folder} must be a leaderboard, and has no column {missing[0]}")
     return board
@@ -189,6 +206,7 @@ def as_rich(board: pa.Table, title: str | None = None) -> Table:
         "best_epoch",
         "train_s",
         "images_per_s",
+        *(["cost_usd"] if any(board["cost_usd"].to_pylist()) else []),
         "status",
     ]
     if about["metric"] not in shown:
@@ -214,6 +232,8 @@ def _cell(value: Any, name: str) -> str:
         return (
             f"{value:.1f}"
             if name == "train_s"
+            else f"{value:.4f}"
+            if name == "cost_usd"
             else f"{value:.4f}"
             if name.endswith(("accuracy", "loss"))
             else f"{value:g}"

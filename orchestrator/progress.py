@@ -47,7 +47,7 @@ class Progress:
     def epoch(self, trial_id: str, epoch: Epoch) -> None:
         trial = self._trials[trial_id]
         self._running[trial_id] = epoch
-        self._measured_s += epoch.train_s
+        self._measured_s += epoch.train_s + epoch.validate_s
         self._forecast_s += trial.forecast_s / trial.milestones[-1]
         self._pace = self._measured_s / self._forecast_s if self._forecast_s else 1.0
         value = getattr(epoch, self._metric.removeprefix("best_"))
@@ -74,11 +74,20 @@ class Progress:
             f"{clock(self._left_s())} left"
         )
 
+    def put_back(self, trial_id: str) -> None:
+        """It was not begun after all."""
+        self._running.pop(trial_id, None)
+        self._show()
+
+    def expected_s(self, trial: Trial) -> float:
+        """Worker time of a whole trial, at the pace of the epochs so far."""
+        return trial.forecast_s * self._pace
+
     def _left_s(self) -> float:
-        """Worker time still to spend, spread over the slots."""
+        """Worker time still to spend, spread over the slots: those at first, or as many as run since nodes joined."""
         done = {i: (e.epoch / self._trials[i].milestones[-1] if e else 0.0) for i, e in self._running.items()}
         left = [trial.forecast_s * (1 - done.get(i, 0.0)) * self._pace for i, trial in self._todo.items()]
-        return max([sum(left) / self._slots, *left]) if left else 0.0
+        return max([sum(left) / max(self._slots, len(self._running)), *left]) if left else 0.0
 
     def say(self, line: str) -> None:
         """A line of the job log; a terminal has its table."""

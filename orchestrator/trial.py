@@ -14,7 +14,7 @@ import resource
 import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -49,13 +49,27 @@ def use_threads(count: int) -> None:
         tf.config.experimental.set_memory_growth(gpu, True)
 
 
+def check_gpu() -> None:
+    """Raises BadInput where Ray gives this process a GPU and TensorFlow sees none."""
+    if not tf.config.list_physical_devices("GPU"):
+        raise BadInput(
+            f"the GPU that Ray counts on {platform.node()} must be an NVIDIA one that TensorFlow can use, and it sees "
+            f"none: install the package as .[gpu] and a current NVIDIA driver there, or train on the CPUs with "
+            f"--set resources.gpus_per_trial=0"
+        )
+
+
 def run_trial(
-    trial: Trial, work: Work, ready: Callable[[dict[int, str]], None], report: Callable[[Epoch], None]
+    trial: Trial,
+    work: Work,
+    ready: Callable[[dict[int, str]], None],
+    report: Callable[[Epoch], None],
+    node: Mapping[str, Any] | None = None,
 ) -> Result:
     """Train one trial, from its checkpoint if it has one; write its result into the run folder and give it back.
 
     ready: called before the first step with what this node cannot read, row of the index -> reason.
-    report: called after each epoch.
+    report: called after each epoch. node: fields of the result that say where it was trained.
     A failure becomes a Result with status "failed", which is not written: the next run tries it again. But BadInput
     before `ready` is raised: the data, the model's output or the node's disk will do for no trial.
     """
@@ -67,6 +81,7 @@ def run_trial(
         "started_at": started_at,
         "node": platform.node(),
         "device": _device(),
+        **(node or {}),
     }
     training = None
     try:
@@ -170,7 +185,9 @@ class Training:
 
     def _finish_epoch(self, evaluate: Callable[[], tf.Tensor]) -> None:
         loss, correct, seen = self.totals.numpy()
+        began = time.perf_counter()
         val_loss, val_correct, val_seen = evaluate().numpy()
+        validate_s = time.perf_counter() - began
         epoch = len(self.history) + 1
         if not math.isfinite(loss) or not math.isfinite(val_loss):
             raise Diverged(
@@ -186,6 +203,7 @@ class Training:
                 val_accuracy=val_correct / val_seen,
                 train_s=self.spent_s,
                 images_per_s=len(self.rows) / max(self.spent_s, 1e-9),
+                validate_s=validate_s,
             )
         )
         self.totals.assign(tf.zeros(3, tf.float64))
