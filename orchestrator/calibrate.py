@@ -75,14 +75,14 @@ def main(
 
 def measure(precisions: tuple[str, ...]) -> Pace:
     """Train the grid, on every core or GPU at once: they are in each other's way as in a real run. Raises BadInput."""
-    from orchestrator import fanout  # here, so that reading a calibration loads no Ray
-
     with tempfile.TemporaryDirectory(prefix="orchestrator-") as folder, _alone(f"{folder}/cache"):
         _make_images(Path(folder) / "images")
         grid = {"batch_size": list(BATCH_SIZES), "precision": list(precisions)}
         tree: dict[str, Any] = {"name": "calibration", "data": {"uri": f"{folder}/images"}, "grid": grid}
         tree |= {"output": folder, "train": {"epochs": EPOCHS, "checkpoint_every_s": 3600.0}}
         began = time.monotonic()
+        from orchestrator import fanout  # here, so that reading a calibration loads no Ray, and loading it is measured
+
         with fanout.connect(validate(tree).resources) as cluster:
             spec = validate({**tree, "seeds": list(range(max(1, cluster.slots)))})
             images = open_store(spec.data.uri)
@@ -92,10 +92,11 @@ def measure(precisions: tuple[str, ...]) -> Pace:
             seen = _Seen()
             run = Run(open_store(f"{folder}/run", create=True))
             fanout.fan_out(Work(spec, index, images, run), cluster, plan.trials, seen, threading.Event())
+        closing_s = time.monotonic() - seen.last_end_s
         if seen.why or not seen.results:
             raise BadInput(f"nothing could be measured: {seen.why or 'no trial ended'}")
         fill_image_s = _fill_image_s(images, index, spec.data)
-        start_s = max(0.0, seen.first_ready_s - began - len(index) * fill_image_s)
+        start_s = max(0.0, seen.first_ready_s - began - len(index) * fill_image_s) + closing_s
         return _pace(plan.trials, seen, counts, start_s, fill_image_s)
 
 
@@ -125,7 +126,7 @@ class _Seen:
     def __init__(self) -> None:
         self.results: dict[str, Result] = {}
         self.took_s: dict[str, float] = {}  # from a worker's taking a trial up to its end
-        self.first_ready_s = 0.0
+        self.first_ready_s = self.last_end_s = 0.0
         self.why = ""
         self._since: dict[str, float] = {}
 
@@ -149,7 +150,8 @@ class _Seen:
 
     def ended(self, result: Result) -> None:
         self.results[result.trial_id] = result
-        self.took_s[result.trial_id] = time.monotonic() - self._since[result.trial_id]
+        self.last_end_s = time.monotonic()
+        self.took_s[result.trial_id] = self.last_end_s - self._since[result.trial_id]
         self.why = self.why or result.error or ""
 
 

@@ -44,7 +44,7 @@ class Pace:
         source: Where the figures are from, as a person reads it.
         step_s: Precision -> batch size -> seconds of a training step on images of 64 x 64.
         validation_image_s: Precision -> seconds to validate one image of 64 x 64.
-        worker_start_s: From the command's start until a worker can train: Ray, process, TensorFlow.
+        worker_start_s: From the command's start until a worker can train (Ray, process, TensorFlow), and Ray's end.
         trial_start_s: What a trial takes besides its epochs: building the model, the first step.
         fill_image_s: Seconds per image to fetch and decode it into a node's cache, all cores at work.
     """

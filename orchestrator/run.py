@@ -7,6 +7,7 @@ Every file is written whole or not at all. What cannot be read back is put aside
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,9 @@ class Run:
             return None
 
     def write_checkpoint(self, trial_id: str, data: bytes) -> None:
-        self.store.write(f"checkpoints/{trial_id}.npz", data)
+        """Tagged as ORCHESTRATOR_CHECKPOINT_TAG says, `key=value`. Unset: not, since not every store takes tags."""
+        key, equals, value = os.environ.get("ORCHESTRATOR_CHECKPOINT_TAG", "").partition("=")
+        self.store.write(f"checkpoints/{trial_id}.npz", data, {key: value} if equals else None)
 
     def write_tables(self, board: pa.Table, history: pa.Table) -> None:
         """Replace the leaderboard and the history."""

@@ -17,13 +17,13 @@ from typing import Any
 
 READY_S = 60.0
 RAY = str(Path(sys.executable).with_name("ray"))
-_HEAD_ID = "f" * 51 + "0" * 5
+HEAD_ID = "f" * 51 + "0" * 5
 # As `ray up` starts a head, which has the second autoscaler by default
 _FAKE = {
     "RAY_FAKE_CLUSTER": "1",
     "RAY_enable_autoscaler_v2": "1",
-    "RAY_CLOUD_INSTANCE_ID": _HEAD_ID,
-    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID,
+    "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
     "RAY_NODE_TYPE_NAME": "ray.head.default",
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
 }
@@ -48,11 +48,17 @@ class Head:
 
 @contextlib.contextmanager
 def head(
-    folder: Path, cpus: int = 2, env: dict[str, str] | None = None, node_types: dict[str, Any] | None = None
+    folder: Path,
+    cpus: int = 2,
+    env: dict[str, str] | None = None,
+    labels: dict[str, str] | None = None,
+    node_types: dict[str, Any] | None = None,
+    gpus: int = 0,
 ) -> Iterator[Head]:
     """Start a head with its session below `folder`, wait until it takes jobs, and end all its processes.
 
     env: what the head and its workers find in their environment, such as the way to a bucket.
+    labels: the head's Ray labels. gpus: how many it says to have.
     node_types: as in the file of a `ray up` cluster: then the autoscaler runs, and a node is a set of processes here.
     Raises RuntimeError with the log where it does not come up within READY_S.
     """
@@ -64,7 +70,10 @@ def head(
         *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
         *(f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}"),
         *(f"--num-cpus={cpus}", f"--temp-dir={folder / 'ray'}", "--disable-usage-stats"),
+        f"--num-gpus={gpus}",
     ]
+    if labels:
+        command.append(f"--labels={','.join(f'{name}={value}' for name, value in labels.items())}")
     if node_types:
         config = folder / "autoscaler.json"
         config.write_text(json.dumps(_fake_cluster(cpus, node_types, f"127.0.0.1:{gcs}")))
@@ -85,7 +94,7 @@ def head(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(20)
+            process.wait(5 if node_types else 20)  # with its autoscaler it does not end by itself
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -107,7 +116,7 @@ def _fake_cluster(cpus: int, node_types: dict[str, Any], gcs_address: str) -> di
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
             "launch_multiple": True,
-            "head_node_id": _HEAD_ID,
+            "head_node_id": HEAD_ID,
             "gcs_address": gcs_address,
         },
         "auth": {},

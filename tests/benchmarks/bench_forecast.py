@@ -16,8 +16,7 @@ from orchestrator.forecast import outlook
 GRIDS = {
     "one axis": ["--set", "grid={batch_size: [5, 10, 32, 64], epochs: [6]}"],
     "two axes, shared epochs": ["--set", "grid={batch_size: [8, 16, 48], dropout: [0.0, 0.5], epochs: [4, 8]}"],
-    "bfloat16": ["--set", "grid={batch_size: [10, 32], l2: [0.0, 0.01], epochs: [10]}"]
-    + ["--set", "train.precision=mixed_bfloat16"],
+    "bfloat16": ["--set", "grid={batch_size: [10, 32], l2: [0.0, 0.01], precision: [mixed_bfloat16], epochs: [10]}"],
 }
 
 
