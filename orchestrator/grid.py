@@ -59,7 +59,7 @@ def main(
         *(f"{path}={json.dumps(value)}" for path, value in shortcuts.items() if value is not None),
     ]
     with exit_on_bad_input():
-        raise SystemExit(orchestrate(_read_spec(spec, overrides), plan, as_json, share_epochs, takeover))
+        raise SystemExit(orchestrate(read_spec(spec, overrides), plan, as_json, share_epochs, takeover))
 
 
 def orchestrate(spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, takeover: bool) -> int:
@@ -214,11 +214,12 @@ class _Gathered:
         return starts
 
     def over(self) -> bool:
-        if not self.stop.is_set() and self._meter.used_up(time.monotonic()):
-            for trial_id in list(self._running):
-                self._put_back(trial_id)
-            return True
-        return False
+        if self.stop.is_set() or not self._meter.used_up(time.monotonic()):
+            return False
+        self.left_out = True
+        for trial_id in list(self._running):
+            self._put_back(trial_id)
+        return True
 
     def _put_back(self, trial_id: str) -> None:
         """The budget has nothing left for it."""
@@ -265,7 +266,8 @@ def _at_once(slots: int, most: int) -> str:
     return f"{slots} at once now, up to {most} as nodes join" if slots else f"up to {most} at once as nodes join"
 
 
-def _read_spec(path: str | None, overrides: list[str]) -> Spec:
+def read_spec(path: str | None, overrides: list[str]) -> Spec:
+    """The spec in a file, or the default one, with `PATH=VALUE` overrides. Raises BadInput."""
     if path is None:
         return load_spec((files("orchestrator") / "default.yaml").read_text(), overrides, "default.yaml")
     try:

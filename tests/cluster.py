@@ -94,7 +94,7 @@ def head(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(5 if node_types else 20)  # with its autoscaler it does not end by itself
+            process.wait(5)  # it seldom ends by itself
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

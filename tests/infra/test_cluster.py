@@ -116,6 +116,7 @@ def test_the_head_may_do_what_its_autoscaler_does_and_nothing_else(
         .client("iam")
         .get_role_policy(RoleName="batch-orchestrator-head", PolicyName="autoscaler")["PolicyDocument"]
     )
+    document = yaml.safe_load(document) if isinstance(document, str) else document  # moto gives Python's own text
     allowed = {
         a for s in document["Statement"] for a in (s["Action"] if isinstance(s["Action"], list) else [s["Action"]])
     }
