@@ -77,13 +77,15 @@ def test_a_library_has_its_own_rooms(room: str):
     assert {library for library in imported(room, False) & HEAVY if room not in OWNERS[library]} == set()
 
 
-@pytest.mark.parametrize("room", ["spec", "plan", "result", "errors", "model"])
+@pytest.mark.parametrize("room", ["spec", "plan", "forecast", "budget", "result", "errors", "model"])
 def test_a_pure_room_loads_nothing_heavy(room: str):
     """Not even through another room: they can be used, and tested, anywhere. The model loads Keras when it builds."""
     assert loaded_with(room) & (HEAVY | {"pyarrow", "typer", "rich", "orchestrator.store"}) == set()
 
 
-@pytest.mark.parametrize("room", ["grid", "leaderboard", "run", "lease", "progress", "store", "dataset.index"])
+@pytest.mark.parametrize(
+    "room", ["grid", "submit", "calibrate", "leaderboard", "run", "lease", "progress", "store", "dataset.index"]
+)
 def test_the_driver_loads_neither_tensorflow_nor_ray(room: str):
     """What a laptop runs before any training starts is quick; of object storage it loads obstore alone."""
     assert loaded_with(room) & HEAVY <= {"obstore"}
