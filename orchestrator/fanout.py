@@ -84,7 +84,7 @@ def connect(resources: Resources) -> Iterator[Cluster]:
         has, later = ray.cluster_resources(), _workers_to_come()
         gpus = resources.gpus_per_trial
         gpus = (1.0 if has.get("GPU") or later.get("GPU") else 0.0) if gpus == "auto" else gpus
-        if (gpus or resources.gpus_per_trial == "auto") and (foreign := _foreign(has)):
+        if foreign := _foreign(has, gpus, resources.gpus_per_trial == "auto"):
             raise BadInput(
                 f"the cluster's accelerators must be NVIDIA GPUs, which alone TensorFlow can use here; got {foreign}: "
                 f"use nodes with those, or train on the CPUs with --set resources.gpus_per_trial=0"
@@ -117,9 +117,10 @@ def _workers_to_come() -> dict[str, float]:
     return {name: float(labels[label]) for name, label in names.items() if labels.get(label, "").isdigit()}
 
 
-def _foreign(has: Mapping[str, float]) -> str:
-    """Accelerators in Ray's words that TensorFlow as installed here cannot use."""
-    kinds = ("TPU", "HPU", "NPU", "neuron_cores", "accelerator_type:AMD-", "accelerator_type:Intel-")
+def _foreign(has: Mapping[str, float], gpus: float, auto: bool) -> str:
+    """In Ray's words, what a trial would get, or should use, and TensorFlow as installed here cannot."""
+    kinds = ("accelerator_type:AMD-", "accelerator_type:Intel-") if gpus else ()
+    kinds += ("TPU", "HPU", "NPU", "neuron_cores") if auto and not gpus else ()
     return ", ".join(sorted(name.removeprefix("accelerator_type:") for name in has if name.startswith(kinds)))
 
 

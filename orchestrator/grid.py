@@ -131,7 +131,7 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
                 console.out(f"{many(len(skipped), 'file')} left out: listed in skipped.json")
 
         gathered.begin = begin
-        gathered.progress = held.enter_context(Progress(plan, todo, work.spec.metric, cluster.most, console))
+        gathered.progress = held.enter_context(Progress(plan, todo, work.spec.metric, max(1, cluster.slots), console))
         with _signals(gathered.interrupt):
             fanout.fan_out(work, cluster, todo, gathered, gathered.stop)
         if gathered.refusal:

@@ -42,6 +42,7 @@ class Progress:
 
     def started(self, trial_id: str) -> None:
         self._running[trial_id] = None
+        self._slots = max(self._slots, len(self._running))  # nodes may join
         self._show()
 
     def epoch(self, trial_id: str, epoch: Epoch) -> None:
@@ -84,10 +85,10 @@ class Progress:
         return trial.forecast_s * self._pace
 
     def _left_s(self) -> float:
-        """Worker time still to spend, spread over the slots: those at first, or as many as run since nodes joined."""
+        """Worker time still to spend, spread over the slots."""
         done = {i: (e.epoch / self._trials[i].milestones[-1] if e else 0.0) for i, e in self._running.items()}
         left = [trial.forecast_s * (1 - done.get(i, 0.0)) * self._pace for i, trial in self._todo.items()]
-        return max([sum(left) / max(self._slots, len(self._running)), *left]) if left else 0.0
+        return max([sum(left) / self._slots, *left]) if left else 0.0
 
     def say(self, line: str) -> None:
         """A line of the job log; a terminal has its table."""
