@@ -3,12 +3,13 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-test grid test faults bench bench-full bench-stream lint audit constraints clean
+.PHONY: help setup setup-test grid submit test faults bench bench-full bench-stream lint audit constraints clean
 
 # With it set, the libraries' bytecode would not be kept, and importing TensorFlow takes 11 s instead of 4.5 s.
 unexport PYTHONDONTWRITEBYTECODE
 
 SPEC ?=
+ADDRESS ?=
 ARGS ?=
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -22,6 +23,9 @@ setup-test: $(VENV)/.ready-test ## The same, and what the tests need
 
 grid: setup ## Train a grid: make grid SPEC=jobs/some.yaml ARGS="--plan"
 	$(PYTHON) -m orchestrator.grid $(SPEC) $(ARGS)
+
+submit: setup ## Train it on a cluster: make submit SPEC=jobs/some.yaml ADDRESS=http://127.0.0.1:8265 ARGS="--output s3://bucket/runs"
+	$(PYTHON) -m orchestrator.submit $(SPEC) $(if $(ADDRESS),--address $(ADDRESS)) $(ARGS)
 
 test: lint ## Lint, then run the tests: make test ARGS="tests/test_spec.py -k axes"
 	$(PYTHON) -m pytest -q $(ARGS)

@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 
 from orchestrator import statistics
 from orchestrator.errors import BadInput
+from orchestrator.forecast import price
 from orchestrator.plan import Plan, Point
 from orchestrator.result import Epoch, Result, read_off
-from orchestrator.spec import EarlyStopping, axis_path, canonical
+from orchestrator.spec import EarlyStopping, Resources, axis_path, canonical
 
 SCHEMA_VERSION = 1
 _TIME = pa.timestamp("s", tz="UTC")
@@ -34,6 +35,7 @@ _AFTER = {
     "steps_per_epoch": pa.int32(),
     "train_s": pa.float64(),
     "images_per_s": pa.float64(),
+    "cost_usd": pa.float64(),
     "peak_memory_mb": pa.float64(),
     "device": pa.string(),
     "node": pa.string(),
@@ -45,13 +47,21 @@ COLUMNS = (*_BEFORE, *_AFTER)
 
 
 def build_board(
-    plan: Plan, results: Mapping[str, Result], running: set[str], metric: str, stopping: EarlyStopping | None = None
+    plan: Plan,
+    results: Mapping[str, Result],
+    running: set[str],
+    metric: str,
+    stopping: EarlyStopping | None = None,
+    resources: Resources | None = None,
 ) -> pa.Table:
     """One row per point: those that are ok, best `metric` first, then failed, running and pending ones.
 
-    results: trial id -> result, ok or failed. running: trial ids at work now.
+    results: trial id -> result, ok or failed. running: trial ids at work now. resources: what a node costs.
     """
-    rows = [_row(point, results.get(point.trial_id), point.trial_id in running, stopping) for point in plan.points]
+    rows = [
+        _row(point, results.get(point.trial_id), point.trial_id in running, stopping, resources or Resources())
+        for point in plan.points
+    ]
     return _ranked(rows, plan.axes, metric)
 
 
@@ -86,7 +96,9 @@ def build_history(results: Mapping[str, Result]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def _row(point: Point, result: Result | None, running: bool, stopping: EarlyStopping | None) -> dict[str, Any]:
+def _row(
+    point: Point, result: Result | None, running: bool, stopping: EarlyStopping | None, resources: Resources
+) -> dict[str, Any]:
     row: dict[str, Any] = {
         "point_id": point.id,
         "trial_id": point.trial_id,
@@ -109,6 +121,8 @@ def _row(point: Point, result: Result | None, running: bool, stopping: EarlyStop
     shown = read_off(history, bool(stopping and stopping.restore_best))
     best = max(history, key=lambda epoch: epoch.val_accuracy)
     train_s = sum(epoch.train_s for epoch in history)
+    worker_s = train_s + sum(epoch.validate_s for epoch in history)
+    usd = price(resources, result.node_type)
     row |= {name: getattr(shown, name) for name in ("val_accuracy", "val_loss", "accuracy", "loss")}
     return row | {
         "best_epoch": best.epoch,
@@ -116,6 +130,7 @@ def _row(point: Point, result: Result | None, running: bool, stopping: EarlyStop
         "epochs_trained": len(history),
         "train_s": train_s,
         "images_per_s": sum(epoch.images_per_s * epoch.train_s for epoch in history) / train_s if train_s else None,
+        "cost_usd": None if usd is None else worker_s / 3600 * usd * (result.node_share or 1.0),
     }
 
 

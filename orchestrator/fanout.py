@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,17 +52,29 @@ class Watch(Protocol):
     def refused(self, trial: Trial, why: str) -> None:
         """A worker cannot train this trial: bad data, a model that does not fit, a full disk."""
 
+    def may_start(self, trial: Trial, node_type: str | None, node_share: float) -> bool:
+        """A worker is about to train this trial: on what, and on what fraction of that node. False leaves it."""
+
+    def over(self) -> bool:
+        """Asked several times a second: whether to stop now, whatever runs."""
+
     def epoch(self, trial_id: str, epoch: Epoch) -> None: ...
     def ended(self, result: Result) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What a trial takes and how many run at once. Attributes: slots: trials that fit at this moment, at least 1."""
+    """What a trial takes and how many run at once.
+
+    Attributes:
+        slots: Trials that fit at this moment; none where the autoscaler has yet to start a node.
+        most: Trials that fit once it has started all it may; at least 1.
+    """
 
     cpus_per_trial: int
     gpus_per_trial: float
     slots: int
+    most: int
 
 
 @contextlib.contextmanager
@@ -85,21 +97,47 @@ def connect(resources: Resources) -> Iterator[Cluster]:
     finally:
         signal.signal(signal.SIGTERM, before)
     try:
-        has = ray.cluster_resources()
+        has, later = ray.cluster_resources(), _workers_to_come()
         gpus = resources.gpus_per_trial
-        gpus = (1.0 if has.get("GPU") else 0.0) if gpus == "auto" else gpus
+        gpus = (1.0 if has.get("GPU") or later.get("GPU") else 0.0) if gpus == "auto" else gpus
+        if foreign := _foreign(has, gpus, resources.gpus_per_trial == "auto"):
+            raise BadInput(
+                f"the cluster's accelerators must be NVIDIA GPUs, which alone TensorFlow can use here; got {foreign}: "
+                f"use nodes with those, or train on the CPUs with --set resources.gpus_per_trial=0"
+            )
         if not address and gpus > has.get("GPU", 0):
             raise BadInput(
                 f"resources.gpus_per_trial must be at most the {has.get('GPU', 0):g} GPUs here, got {gpus:g}: "
                 f"leave it at auto, or run on a cluster that has them"
             )
-        fits = [has.get("CPU", 0) // resources.cpus_per_trial]
-        if gpus:
-            fits.append(has.get("GPU", 0) / gpus)
-        slots = max(1, int(min([*fits, *([resources.max_concurrent] if resources.max_concurrent else [])])))
-        yield Cluster(resources.cpus_per_trial, gpus, slots)
+        slots = _fitting(has, resources.cpus_per_trial, gpus)
+        most = max(slots, int(later.get("nodes", 0)) * _fitting(later, resources.cpus_per_trial, gpus))
+        limit = resources.max_concurrent or max(1, slots, most)
+        yield Cluster(resources.cpus_per_trial, gpus, min(slots, limit), max(1, min(most, limit)))
     finally:
         ray.shutdown()
+
+
+def _fitting(has: Mapping[str, float], cpus: int, gpus: float) -> int:
+    fits = [has.get("CPU", 0) // cpus, *([has.get("GPU", 0) / gpus] if gpus else [])]
+    return int(min(fits))
+
+
+def _workers_to_come() -> dict[str, float]:
+    """What the autoscaler may start, if the head's Ray labels say so: nodes, and CPU and GPU of each.
+
+    Ray itself tells a driver only of the nodes that are there: of none, where all workers are yet to be started.
+    """
+    labels = {k: v for node in ray.nodes() if node["Alive"] for k, v in node["Labels"].items()}
+    names = {"nodes": "worker-nodes", "CPU": "worker-cpus", "GPU": "worker-gpus"}
+    return {name: float(labels[label]) for name, label in names.items() if labels.get(label, "").isdigit()}
+
+
+def _foreign(has: Mapping[str, float], gpus: float, auto: bool) -> str:
+    """In Ray's words, what a trial would get, or should use, and TensorFlow as installed here cannot."""
+    kinds = ("accelerator_type:AMD-", "accelerator_type:Intel-") if gpus else ()
+    kinds += ("TPU", "HPU", "NPU", "neuron_cores") if auto and not gpus else ()
+    return ", ".join(sorted(name.removeprefix("accelerator_type:") for name in has if name.startswith(kinds)))
 
 
 def fan_out(
@@ -119,13 +157,19 @@ def fan_out(
 
     def train(config: dict[str, str], work: Work, by_id: dict[str, Trial], stopping: list[Any]) -> None:
         try:
-            result = _trial_room(work).run_trial(
+            room, node = _trial_room(work), _node(work.spec.resources, cluster)
+            if cluster.gpus_per_trial:
+                room.check_gpu()
+            result = room.run_trial(
                 by_id[config["trial"]],
                 work,
-                # report returns when the driver has taken it, and may have stopped the run
-                ready=lambda unreadable, step: tune.report({"ready": unreadable, "step": step}),
+                # report returns when the driver has taken it, and may have stopped the trial or the run
+                ready=lambda unreadable, step: tune.report(
+                    {"ready": unreadable, "step": step, "trial": config["trial"], **node}
+                ),
                 report=lambda epoch: tune.report({"epoch": epoch.model_dump_json()}),
                 stopping=lambda: bool(ray.wait(stopping, timeout=0)[0]),
+                node=node,
             )
         except BadInput as error:
             tune.report({"refused": str(error)})
@@ -168,6 +212,8 @@ def fan_out(
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             self.at_work.discard(trial.config["trial"])
 
+        on_trial_complete = on_trial_recover
+
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             self.at_work.discard(trial.config["trial"])
             watch.refused(by_id[trial.config["trial"]], f"its worker died {TRIES} times: {_cause(trial)}")
@@ -176,10 +222,12 @@ def fan_out(
         deadline: float | None = None
 
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-            return False
+            if "ready" not in result:
+                return False
+            return not watch.may_start(by_id[result["trial"]], result["node_type"], result["node_share"])
 
         def stop_all(self) -> bool:
-            if stop.is_set() and self.deadline is None:
+            if self.deadline is None and (stop.is_set() or watch.over()):
                 stopper.set.remote()
                 self.asked, self.deadline = set(tell.at_work), time.monotonic() + STOP_S
             if self.deadline is not None:
@@ -197,7 +245,7 @@ def fan_out(
             ),
             param_space={"trial": tune.grid_search([trial.id for trial in trials])},
             tune_config=tune.TuneConfig(
-                reuse_actors=True, max_concurrent_trials=cluster.slots if work.spec.resources.max_concurrent else None
+                reuse_actors=True, max_concurrent_trials=cluster.most if work.spec.resources.max_concurrent else None
             ),
             run_config=tune.RunConfig(
                 name="trials",
@@ -251,6 +299,14 @@ def _locked(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _node(resources: Resources, cluster: Cluster) -> dict[str, Any]:
+    """In a worker: what the node's Ray label `node-type` says it is, and the fraction of it that a trial holds."""
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here)
+    fitting = max(1, _fitting(node["Resources"], cluster.cpus_per_trial, cluster.gpus_per_trial))
+    return {"node_type": node["Labels"].get("node-type") or resources.node_type, "node_share": 1 / fitting}
 
 
 def _trial_room(work: Work) -> Any:

@@ -21,9 +21,12 @@ from rich.console import Console
 
 from orchestrator import leaderboard, report, statistics, tracking, winner
 from orchestrator.board import build_board, build_history, verdict
+from orchestrator.budget import Meter
+from orchestrator.calibrate import read_pace
 from orchestrator.dataset.index import Index, build_index, check_split, describe_bad
 from orchestrator.errors import BadInput, exit_on_bad_input
 from orchestrator.events import write_events
+from orchestrator.forecast import price
 from orchestrator.lease import Lease, refuse_if_held
 from orchestrator.model import read_code
 from orchestrator.plan import Counts, Plan, Trial, as_tree, describe, differences, make_plan, many, remaining, standing
@@ -36,7 +39,7 @@ from orchestrator.store import StoreError, one_line, open_store
 if TYPE_CHECKING:
     from orchestrator.fanout import Cluster
 
-DONE, FAILED, INTERRUPTED = 0, 1, 130
+DONE, FAILED, USED_UP, INTERRUPTED = 0, 1, 3, 130
 
 
 def main(
@@ -66,7 +69,7 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with exit_on_bad_input():
         try:
-            status = orchestrate(_read_spec(spec, overrides), plan, as_json, share_epochs, takeover, keep, mlflow)
+            status = orchestrate(read_spec(spec, overrides), plan, as_json, share_epochs, takeover, keep, mlflow)
         except KeyboardInterrupt:  # before anything was written, or the second time
             status = INTERRUPTED
         if status == INTERRUPTED:
@@ -78,13 +81,17 @@ def main(
 def orchestrate(
     spec: Spec, plan_only: bool, as_json: bool, share_epochs: bool, takeover: bool, keep: Keep, mlflow: str | None
 ) -> int:
-    """The whole line. Returns the exit status: 0 all ok, 1 some point failed, 130 interrupted. Raises BadInput."""
+    """The whole line. Raises BadInput.
+
+    Returns the exit status: 0 all ok, 1 some point failed, 3 the budget was used up, 130 interrupted.
+    """
     images = open_store(spec.data.uri)
     images.check()
     index = build_index(images, spec.data)
     code = read_code(spec.model, [axis for axis in spec.axes if axis not in AXIS_PATHS])
     counts = Counts(int((~index.validation).sum()), int(index.validation.sum()), index.packed)
-    plan = make_plan(spec, counts, index.digest, code, share_epochs)
+    pace = read_pace()
+    plan = make_plan(spec, counts, index.digest, code, share_epochs, pace)
 
     run = Run(open_store(f"{spec.output.rstrip('/')}/{spec.name}", create=True))
     run.store.check()
@@ -98,7 +105,9 @@ def orchestrate(
     stands = standing(plan, gathered.done, before["points"] if before else ())
     if plan_only:
         slots = spec.resources.max_concurrent or max(1, (os.cpu_count() or 1) // spec.resources.cpus_per_trial)
-        text = describe(plan, spec, _describe_index(index, counts, images.uri), run.store.uri, stands, slots)
+        todo = remaining(plan, gathered.done)
+        about = _describe_index(index, counts, images.uri)
+        text = describe(plan, spec, about, run.store.uri, stands, slots, todo, pace)
         print(json.dumps(as_tree(plan, stands), indent=1) if as_json else text)
         return DONE
 
@@ -119,7 +128,7 @@ def orchestrate(
         gathered.refuse_if_lost()
     except KeyboardInterrupt:
         interrupted = True
-    status = _report(gathered.board(), gathered.history(), run, interrupted, as_json)
+    status = _report(gathered.board(), gathered.history(), run, spec, interrupted, gathered.left_out, as_json)
     if mlflow and not interrupted:
         points, best = winner.trained(plan, gathered.results), winner.winner(plan, gathered.board())
         logged = tracking.log(mlflow, spec.name, run, plan, points, gathered.results, best)
@@ -137,7 +146,7 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
         todo = remaining(plan, gathered.done)
         console.out(
             f"{work.spec.name}: {many(len(plan.points), 'point')}, {many(len(todo), 'trial')} of {len(plan.trials)} "
-            f"to train, {cluster.slots} at once; run folder {work.run.store.uri}"
+            f"to train, {_at_once(cluster.slots, cluster.most)}; run folder {work.run.store.uri}"
         )
 
         def begin(unreadable: Mapping[int, str]) -> None:
@@ -153,7 +162,7 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
                 console.out(f"{many(len(skipped), 'file')} left out: listed in skipped.json")
 
         gathered.begin = begin
-        gathered.progress = held.enter_context(Progress(plan, todo, work.spec.metric, cluster.slots, console))
+        gathered.progress = held.enter_context(Progress(plan, todo, work.spec.metric, max(1, cluster.slots), console))
         with _signals(gathered.interrupt):
             fanout.fan_out(work, cluster, todo, gathered, gathered.stop, gathered.kill)
             if gathered.lease and gathered.lease.holds():
@@ -209,6 +218,12 @@ class _Again:
     def ready(self, unreadable: Mapping[int, str]) -> None:
         pass
 
+    def may_start(self, trial: Trial, node_type: str | None, node_share: float) -> bool:
+        return True
+
+    def over(self) -> bool:
+        return False
+
     def refused(self, trial: Trial, why: str) -> None:
         self._console.out(f"models: {trial.id} could not be trained again: {why}")
 
@@ -243,6 +258,8 @@ class _Gathered:
         self.refusal: str | None = None
         self.stop, self.kill = threading.Event(), threading.Event()
         self.interrupted = False
+        self.left_out = False
+        self._meter = Meter(spec.budget, time.monotonic())
 
     @property
     def done(self) -> dict[str, int]:
@@ -283,11 +300,41 @@ class _Gathered:
         else:
             self.ended(Result(trial_id=trial.id, status="failed", epochs=trial.milestones[-1], error=why))
 
+    def may_start(self, trial: Trial, node_type: str | None, node_share: float) -> bool:
+        usd = price(self._spec.resources, node_type)
+        if usd is None and self._spec.budget.max_usd is not None:
+            self.refusal = (
+                f"budget.max_usd needs the price of a {node_type or 'node'}, and no list has it: set "
+                f"resources.usd_per_hour, or budget.max_hours instead"
+            )
+            self.kill.set()
+            return False
+        rate = (usd or 0.0) * node_share / 3600
+        starts = self._meter.start(trial.id, time.monotonic(), self.progress.expected_s(trial), rate)
+        if not starts:
+            self._put_back(trial.id)
+        return starts
+
+    def over(self) -> bool:
+        if self.stop.is_set() or not self._meter.used_up(time.monotonic()):
+            return False
+        self.left_out = True
+        for trial_id in list(self._running):
+            self._put_back(trial_id)
+        return True
+
+    def _put_back(self, trial_id: str) -> None:
+        """The budget has nothing left for it."""
+        self.left_out = True
+        self._running.discard(trial_id)
+        self.progress.put_back(trial_id)
+
     def epoch(self, trial_id: str, epoch: Epoch) -> None:
         self.progress.epoch(trial_id, epoch)
 
     def ended(self, result: Result) -> None:
         self._running.discard(result.trial_id)
+        self._meter.end(result.trial_id, time.monotonic())
         self.results[result.trial_id] = result
         self._write_if_due()
         self._write_events_and_let_models_go(result)
@@ -295,7 +342,8 @@ class _Gathered:
 
     def board(self) -> pa.Table:
         stopping = self._spec.train.early_stopping
-        return build_board(self._plan, self.results, self._running, self._spec.metric, stopping)
+        resources = self._spec.resources
+        return build_board(self._plan, self.results, self._running, self._spec.metric, stopping, resources)
 
     def history(self) -> pa.Table:
         return build_history(self.results)
@@ -329,7 +377,14 @@ class _Gathered:
         self._next_write = time.monotonic() + 9 * (time.monotonic() - began)
 
 
-def _read_spec(path: str | None, overrides: list[str]) -> Spec:
+def _at_once(slots: int, most: int) -> str:
+    if slots == most:
+        return f"{slots} at once"
+    return f"{slots} at once now, up to {most} as nodes join" if slots else f"up to {most} at once as nodes join"
+
+
+def read_spec(path: str | None, overrides: list[str]) -> Spec:
+    """The spec in a file, or the default one, with `PATH=VALUE` overrides. Raises BadInput."""
     if path is None:
         return load_spec((files("orchestrator") / "default.yaml").read_text(), overrides, "default.yaml")
     try:
@@ -379,7 +434,9 @@ def _facts(index: Index, unreadable: Mapping[int, str], spec: Spec) -> dict[str,
     }
 
 
-def _report(board: pa.Table, history: pa.Table, run: Run, interrupted: bool, as_json: bool) -> int:
+def _report(
+    board: pa.Table, history: pa.Table, run: Run, spec: Spec, interrupted: bool, left_out: bool, as_json: bool
+) -> int:
     if as_json:
         print(leaderboard.as_json(board))
     console = leaderboard.console(stderr=as_json)
@@ -406,6 +463,13 @@ def _report(board: pa.Table, history: pa.Table, run: Run, interrupted: bool, as_
         )
     if interrupted:
         return INTERRUPTED
+    if left and left_out:
+        limits = " and ".join(f"budget.{name} {value:g}" for name, value in spec.budget if value is not None)
+        console.out(
+            f"the budget is used up ({limits}): {left} of {many(board.num_rows, 'point')} not trained. "
+            f"The same command goes on from here, with as much again"
+        )
+        return FAILED if count["failed"] else USED_UP
     return FAILED if count["failed"] else DONE
 
 

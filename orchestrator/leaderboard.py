@@ -39,6 +39,8 @@ def read_board(uri: str) -> pa.Table:
             f"{folder} must be a run folder, and holds no {name}: give the folder that "
             f"`python -m orchestrator.grid` printed"
         ) from None
+    if "cost_usd" not in board.column_names:  # a board of 0.1.0's first days
+        board = board.append_column("cost_usd", pa.nulls(board.num_rows, pa.float64()))
     if missing := [column for column in COLUMNS if column not in board.column_names]:
         raise BadInput(f"{name} in {folder} must be a leaderboard, and has no column {missing[0]}")
     return board
@@ -126,7 +128,9 @@ def columns(board: pa.Table, more: Sequence[str] = ()) -> list[str]:
         *(["seed"] if several_seeds else []),
         *([] if about["metric"] in metrics else [about["metric"]]),
         *metrics,
-        *("best_epoch", "train_s", "images_per_s", *more, "status"),
+        *("best_epoch", "train_s", "images_per_s", *more),
+        *(["cost_usd"] if any(board["cost_usd"].to_pylist()) else []),
+        "status",
         *(["error"] if any(board["error"].to_pylist()) else []),
     ]
 
@@ -153,7 +157,7 @@ def _cell(value: Any, name: str) -> str:
             return f"{value:.0f}"
         if name == "share":
             return f"{value:.1%}"
-        if name.endswith(("accuracy", "loss", "_std", "_low", "_high")):
+        if name.endswith(("accuracy", "loss", "_std", "_low", "_high")) or name == "cost_usd":
             return f"{value:.4f}"
         return f"{value:.1f}" if name == "train_s" else f"{value:g}"
     return _one_line(str(value))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import BadInput
+from orchestrator.forecast import FIRST_GUESS, Pace, epoch_s, outlook, price
 from orchestrator.model import Code
-from orchestrator.spec import AXIS_PATHS, Settings, Spec, axis_path, canonical, is_streamed, settle, shared_settings
+from orchestrator.spec import AXIS_PATHS, Spec, axis_path, canonical, is_streamed, settle, shared_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,9 @@ class Plan:
         return sum(trial.milestones[-1] for trial in self.trials)
 
 
-def make_plan(spec: Spec, counts: Counts, index_digest: str, code: Code, share_epochs: bool = True) -> Plan:
+def make_plan(
+    spec: Spec, counts: Counts, index_digest: str, code: Code, share_epochs: bool = True, pace: Pace = FIRST_GUESS
+) -> Plan:
     """Lay out every point of the spec and the trials that train them.
 
     An axis that a single point leaves out stands at its default, as it does in a spec without that axis: so a grid can
@@ -128,16 +131,16 @@ def make_plan(spec: Spec, counts: Counts, index_digest: str, code: Code, share_e
             milestones[trial_id][epochs] = point_id
     if not points:
         raise BadInput("exclude takes out every point of the grid: nothing is left to train")
-    epoch_s: dict[tuple[Any, ...], float] = {}  # by the values that a forecast depends on
+    forecast_s: dict[tuple[Any, ...], float] = {}  # of an epoch, by the values that it depends on
     trials = []
     for trial_id, points_at in milestones.items():
         values, seed = owners[trial_id]
         key = tuple(values.get(name) for name in ("batch_size", "image_size", "precision"))
-        if key not in epoch_s:
-            epoch_s[key] = forecast_s(settle(spec, values), counts)
+        if key not in forecast_s:
+            forecast_s[key] = epoch_s(settle(spec, values), counts, pace)
         epochs = tuple(sorted(points_at))
         ids = tuple(points_at[each] for each in epochs)
-        trials.append(Trial(trial_id, values, seed, epochs, epoch_s[key] * epochs[-1], ids))
+        trials.append(Trial(trial_id, values, seed, epochs, forecast_s[key] * epochs[-1], ids))
     trials.sort(key=lambda trial: -trial.forecast_s)
     return Plan(axes, tuple(points), tuple(trials), counts, shared)
 
@@ -159,15 +162,23 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def describe(plan: Plan, spec: Spec, index: str, folder: str, standing: Mapping[str, int], slots: int) -> str:
+def describe(
+    plan: Plan,
+    spec: Spec,
+    index: str,
+    folder: str,
+    standing: Mapping[str, int],
+    slots: int,
+    todo: Collection[Trial],
+    pace: Pace = FIRST_GUESS,
+) -> str:
     """The plan as a person reads it.
 
     index: one line on the images. standing: how many points are done, missing and new in the run folder.
+    slots: trials at once on a node. todo: those that remain.
     """
     sizes = sorted({_batch_size(plan, trial) for trial in plan.trials})
     steps = "; ".join(_steps(plan.counts.training, size) for size in sizes)
-    worker_s = sum(trial.forecast_s for trial in plan.trials)
-    wall_s = max([worker_s / slots, *(trial.forecast_s for trial in plan.trials)])
     shared = "" if plan.epochs_asked == plan.epochs_trained else " (points that differ only in epochs share a trial)"
     lines = [
         f"{spec.name}: {many(len(plan.points), 'point')}, {many(len(plan.trials), 'trial')}",
@@ -175,8 +186,8 @@ def describe(plan: Plan, spec: Spec, index: str, folder: str, standing: Mapping[
         *(f"  cache   {line}" for line in _cache_lines(plan, spec)),
         f"  steps   an epoch: {steps}",
         f"  epochs  {plan.epochs_asked} asked for, {plan.epochs_trained} trained{shared}",
-        f"  time    about {clock(wall_s)} with {slots} at once ({clock(worker_s)} of worker time, without start-up)",
         f"  folder  {folder}: " + ", ".join(f"{count} {what}" for what, count in standing.items()),
+        *(["", *_outlook_lines(plan, spec, slots, todo, pace)] if todo else []),
         "",
         "trial         epochs    forecast  values",
     ]
@@ -262,16 +273,19 @@ def _steps(images: int, batch_size: int) -> str:
     return f"{full + bool(rest)} at batch size {batch_size}" + (f" (the last of {rest})" if rest else "")
 
 
-def forecast_s(settings: Settings, counts: Counts) -> float:
-    """Worker time of one epoch on one CPU core, in seconds: a first guess, for small_cnn, that finished epochs correct.
-
-    Measured on one core of a 2023 server: a step costs about 0.5 ms and 1.4 ms an image of 64 x 64; validation a third
-    of that; bfloat16 takes 0.7 of the time where the CPU has it.
-    """
-    height, width = settings.data.image_size
-    image_s = 0.0014 * height * width / 4096 * (0.7 if settings.train.precision == "mixed_bfloat16" else 1.0)
-    steps = math.ceil(counts.training / settings.train.batch_size)
-    return steps * 0.0005 + counts.training * image_s + counts.validation * image_s / 3
+def _outlook_lines(plan: Plan, spec: Spec, slots: int, todo: Collection[Trial], pace: Pace) -> Iterator[str]:
+    """What remains, on 1, 2, 4, … nodes like this machine."""
+    images = plan.counts.training + plan.counts.validation
+    usd = price(spec.resources, None)
+    yield f"  pace    {pace.source}"
+    if usd is not None:
+        yield f"  price   ${usd:g} an hour for a {spec.resources.node_type or 'node'}, while trials run on it"
+    elif spec.resources.node_type:
+        yield f"  price   no list price for a {spec.resources.node_type}: set resources.usd_per_hour"
+    for nodes, hours, dollars in outlook([trial.forecast_s for trial in todo], slots, pace, images, usd):
+        cost = "" if dollars is None else f", ${dollars:.2f}"
+        where = f"{many(nodes, 'node')} like this one, {slots} at once on each"
+        yield f"  time    about {clock(hours * 3600)}{cost} on {where}"
 
 
 def _combinations(spec: Spec) -> Iterator[tuple[dict[str, Any], str]]:

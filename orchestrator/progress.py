@@ -42,12 +42,13 @@ class Progress:
 
     def started(self, trial_id: str) -> None:
         self._running[trial_id] = None
+        self._slots = max(self._slots, len(self._running))  # nodes may join
         self._show()
 
     def epoch(self, trial_id: str, epoch: Epoch) -> None:
         trial = self._trials[trial_id]
         self._running[trial_id] = epoch
-        self._measured_s += epoch.train_s
+        self._measured_s += epoch.train_s + epoch.validate_s
         self._forecast_s += trial.forecast_s / trial.milestones[-1]
         self._pace = self._measured_s / self._forecast_s if self._forecast_s else 1.0
         value = getattr(epoch, self._metric.removeprefix("best_"))
@@ -73,6 +74,15 @@ class Progress:
             f"trial {self._ended}/{self._ended + len(self._todo)} {what}  {label(trial.values, trial.seed)}  "
             f"{clock(self._left_s())} left"
         )
+
+    def put_back(self, trial_id: str) -> None:
+        """It was not begun after all."""
+        self._running.pop(trial_id, None)
+        self._show()
+
+    def expected_s(self, trial: Trial) -> float:
+        """Worker time of a whole trial, at the pace of the epochs so far."""
+        return trial.forecast_s * self._pace
 
     def _left_s(self) -> float:
         """Worker time still to spend, spread over the slots."""

@@ -13,7 +13,7 @@ class _Record(BaseModel):
 
 
 class Epoch(_Record):
-    """One epoch of one trial. Losses include the regularisation, as in Keras; train_s leaves validation out."""
+    """One epoch of one trial. Losses include the regularisation, as in Keras; train_s leaves validate_s out."""
 
     epoch: int = Field(ge=1)
     loss: float
@@ -22,6 +22,7 @@ class Epoch(_Record):
     val_accuracy: float
     train_s: float = Field(ge=0)
     images_per_s: float = Field(ge=0)
+    validate_s: float = Field(0.0, ge=0)
 
 
 class Result(_Record):
@@ -31,6 +32,7 @@ class Result(_Record):
         epochs: How many epochs were asked for; the history is shorter only where early stopping ended it.
         digests: Epoch -> SHA-256 of the weights after it, for each milestone.
         peak_memory_mb: Most memory that the worker process held during the trial.
+        node_type: What the node says it is, such as g4dn.xlarge; node_share: fraction of the node that the trial held.
         started_at, finished_at: UTC, ISO 8601.
         checksum: Of all the rest, in a file alone: see `sealed`.
     """
@@ -45,6 +47,8 @@ class Result(_Record):
     peak_memory_mb: float | None = None
     device: str | None = None
     node: str | None = None
+    node_type: str | None = None
+    node_share: float | None = Field(None, gt=0, le=1)
     error: str | None = None
     started_at: str | None = None
     finished_at: str | None = None

@@ -10,6 +10,7 @@ Every file is written whole or not at all. What cannot be read back is put aside
 import contextlib
 import itertools
 import json
+import os
 import platform
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -98,7 +99,9 @@ class Run:
         return self._put_aside(f"checkpoints/{trial_id}.npz")
 
     def write_checkpoint(self, trial_id: str, data: bytes) -> None:
-        self.store.write(f"checkpoints/{trial_id}.npz", data)
+        """Tagged as ORCHESTRATOR_CHECKPOINT_TAG says, `key=value`. Unset: not, since not every store takes tags."""
+        key, equals, value = os.environ.get("ORCHESTRATOR_CHECKPOINT_TAG", "").partition("=")
+        self.store.write(f"checkpoints/{trial_id}.npz", data, {key: value} if equals else None)
 
     def write_dataset(self, facts: Mapping[str, Any]) -> None:
         """Say what the run trains on: counts of each class, sizes, versions."""

@@ -80,12 +80,33 @@ class Train(Section):
     checkpoint_every_s: float = Field(60.0, gt=0)
 
 
+def _every(value: Any) -> Any:
+    """One price is that of every node."""
+    return {"*": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 class Resources(Section):
-    """What one trial gets. gpus_per_trial `auto`: a share of a GPU where the cluster has any, else none."""
+    """What one trial gets. gpus_per_trial `auto`: a share of a GPU where the cluster has any, else none.
+
+    node_type: what the nodes are, such as g4dn.xlarge, where they do not say so themselves.
+    usd_per_hour: node type -> USD an hour, in place of its list price; one number, or `*`, for every other type.
+    """
 
     cpus_per_trial: int = Field(1, ge=1)
     gpus_per_trial: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     max_concurrent: int | None = Field(None, ge=1)
+    node_type: str | None = Field(None, min_length=1)
+    usd_per_hour: Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(_every)] = {}
+
+
+class Budget(Section):
+    """What one command may take. A trial that would not end within it is not begun; null: no limit.
+
+    max_usd: price of the nodes for the time that trials run on them. max_hours: from the command's start.
+    """
+
+    max_usd: float | None = Field(None, gt=0)
+    max_hours: float | None = Field(None, gt=0)
 
 
 class Spec(Section):
@@ -102,6 +123,7 @@ class Spec(Section):
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([0], min_length=1)
     metric: Literal["val_accuracy", "best_val_accuracy", "val_loss", "accuracy", "loss"] = "val_accuracy"
     resources: Resources = Resources()
+    budget: Budget = Budget()
     output: str = Field("./runs", min_length=1)
 
     @property
@@ -137,13 +159,14 @@ AXIS_PATHS: dict[str, tuple[str, str]] = {
     **{name: ("train", name) for name in Train.model_fields if name not in ("early_stopping", "checkpoint_every_s")},
 }
 _SECTIONS: dict[str, type[Section]] = {"data": Data, "augment": Augment, "train": Train}
+_PARTS: dict[str, type[Section]] = {**_SECTIONS, "resources": Resources, "budget": Budget}
 # Names that an axis cannot have: fields of train that are none, what every model function takes, keys of the plan as
 # JSON, columns of the leaderboard.
 _RESERVED_AXES = (
     {"early_stopping", "checkpoint_every_s", "input_shape", "classes", "id", "milestones", "forecast_s"}
     | {"rank", "point_id", "trial_id", "status", "seed", "val_accuracy", "val_loss", "accuracy", "loss", "best_epoch"}
     | {"best_val_accuracy", "epochs_trained", "steps_per_epoch", "train_s", "images_per_s", "peak_memory_mb"}
-    | {"device", "node", "error", "started_at", "finished_at", "run", "seeds", "verdict"}
+    | {"device", "node", "error", "started_at", "finished_at", "cost_usd", "run", "seeds", "verdict"}
 )
 
 
@@ -306,9 +329,7 @@ def _explain(error: ValidationError, prefix: str = "") -> str:
             path += f".{_key(part)}" if path else _key(part)
     got = _show(first["input"])
     if kind == "extra_forbidden":
-        section: Any = {"data": Data, "augment": Augment, "train": Train, "resources": Resources}.get(
-            str(loc[0]) if len(loc) > 1 else "", Spec
-        )
+        section: Any = _PARTS.get(str(loc[0]) if len(loc) > 1 else "", Spec)
         section = EarlyStopping if "early_stopping" in loc[:-1] else section
         line = (
             f"{path} is not a known key{_did_you_mean(str(loc[-1]), section.model_fields)}; "

@@ -146,8 +146,11 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def write(self, key: str, data: bytes) -> str:
-        """Create or replace the object, whole or not at all. Returns its version."""
+    def write(self, key: str, data: bytes, tags: dict[str, str] | None = None) -> str:
+        """Create or replace the object, whole or not at all. Returns its version.
+
+        tags: what a bucket's lifecycle rules may go by; a folder keeps none.
+        """
 
     @abstractmethod
     def write_if_absent(self, key: str, data: bytes) -> str | None:
@@ -472,10 +475,10 @@ class Bucket(Store):
         raise_if_changed(self.uri, expected, found.meta["size"], _etag(found.meta))
         return data
 
-    def write(self, key: str, data: bytes) -> str:
+    def write(self, key: str, data: bytes, tags: dict[str, str] | None = None) -> str:
         path = self._path(key)
         with self._explained(key, "write"):
-            return self._version(obstore.put(self._client, path, data))
+            return self._version(obstore.put(self._client, path, data, tags=tags))
 
     def write_if_absent(self, key: str, data: bytes) -> str | None:
         path = self._path(key)
@@ -643,7 +646,7 @@ class Folder(Store):
         raise_if_changed(self.uri, expected, found.st_size, str(found.st_mtime_ns))
         return data
 
-    def write(self, key: str, data: bytes) -> str:
+    def write(self, key: str, data: bytes, tags: dict[str, str] | None = None) -> str:
         version = self._put(key, data, lambda now: True)
         assert version is not None
         return version

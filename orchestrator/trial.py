@@ -13,7 +13,7 @@ import resource
 import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,18 +54,29 @@ def use_threads(count: int) -> None:
     gc.freeze()  # what was imported stays: each trial's clean-up need not look through it
 
 
+def check_gpu() -> None:
+    """Raises BadInput where Ray gives this process a GPU and TensorFlow sees none."""
+    if not tf.config.list_physical_devices("GPU"):
+        raise BadInput(
+            f"the GPU that Ray counts on {platform.node()} must be an NVIDIA one that TensorFlow can use, and it sees "
+            f"none: install the package as .[gpu] and a current NVIDIA driver there, or train on the CPUs with "
+            f"--set resources.gpus_per_trial=0"
+        )
+
+
 def run_trial(
     trial: Trial,
     work: Work,
     ready: Callable[[dict[int, str], int], None],
     report: Callable[[Epoch], None],
     stopping: Callable[[], bool] = lambda: False,
+    node: Mapping[str, Any] | None = None,
 ) -> Result | None:
     """Train one trial, from its checkpoint if it has one; write its result into the run folder and give it back.
 
     ready: called before the first step with what this node cannot read, row of the index -> reason, and with how many
     steps the checkpoint has behind it.
-    report: called after each epoch.
+    report: called after each epoch. node: fields of the result that say where it was trained.
     stopping: asked about once a second; when it says so, the state is written to the checkpoint and None given back.
     A failure becomes a Result with status "failed", which is not written: the next run tries it again. But BadInput
     before `ready` is raised: the data, the model's output or the node's disk will do for no trial.
@@ -78,6 +89,7 @@ def run_trial(
         "started_at": started_at,
         "node": platform.node(),
         "device": _device(),
+        **(node or {}),
     }
     training, begun = None, False
     try:
@@ -238,8 +250,10 @@ class Training:
 
     def _finish_epoch(self) -> None:
         loss, correct, seen = self.totals.numpy()
+        began = time.perf_counter()
         sums, probabilities = self.evaluate()
         val_loss, val_correct, val_seen = sums.numpy()
+        validate_s = time.perf_counter() - began
         epoch = len(self.history) + 1
         if not math.isfinite(loss) or not math.isfinite(val_loss):
             raise Diverged(
@@ -255,6 +269,7 @@ class Training:
                 val_accuracy=val_correct / val_seen,
                 train_s=self.spent_s,
                 images_per_s=len(self.rows) / max(self.spent_s, 1e-9),
+                validate_s=validate_s,
             )
         )
         self.totals.assign(tf.zeros(3, tf.float64))

@@ -79,7 +79,7 @@ def test_a_library_has_its_own_rooms(room: str):
     assert {library for library in imported(room, False) & HEAVY if room not in OWNERS[library]} == set()
 
 
-@pytest.mark.parametrize("room", ["spec", "plan", "result", "errors", "model", "statistics"])
+@pytest.mark.parametrize("room", ["spec", "plan", "forecast", "budget", "result", "errors", "model", "statistics"])
 def test_a_pure_room_loads_nothing_heavy(room: str):
     """Not even through another room: they can be used, and tested, anywhere. The model loads Keras when it builds."""
     assert loaded_with(room) & (HEAVY | {"pyarrow", "typer", "rich", "orchestrator.store"}) == set()
@@ -94,6 +94,8 @@ def test_the_core_of_the_leaderboard_does_no_io():
     "room",
     [
         "grid",
+        "submit",
+        "calibrate",
         "leaderboard",
         "report",
         "predict",

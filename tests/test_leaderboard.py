@@ -38,8 +38,8 @@ from orchestrator.leaderboard import as_csv, as_json, as_markdown, as_rich, cons
 from orchestrator.model import Code
 from orchestrator.plan import Counts, Plan, make_plan
 from orchestrator.result import Epoch, Result
-from orchestrator.run import Run
-from orchestrator.spec import EarlyStopping, load_spec
+from orchestrator.run import BOARD, Run
+from orchestrator.spec import EarlyStopping, Resources, load_spec
 from orchestrator.store import open_store
 
 HOSTILE = "[red]boom[/red] | a \\| b\nsecond `line` <script>\x1b[31m\x1b[2J\x9b1m\r* [link](http://x)\t\u2028end"
@@ -138,6 +138,23 @@ def test_each_point_of_a_shared_trial_is_read_off_at_its_own_epoch():
     assert [rows[3][name] for name in names] == [1, 0.9, 0.9, 3, 3, 6.0, 50.0]
 
 
+def test_a_point_costs_its_share_of_the_node_for_its_own_epochs():
+    """Training and validation of as many epochs, on half a node: by list price, by the spec's, or not known."""
+    plan = planned(grid={"epochs": [1, 2]})
+    trial = result(plan.trials[0].id, [0.5, 0.6], node_type="g4dn.xlarge", node_share=0.5)
+    trial = trial.model_copy(
+        update={"history": [epoch.model_copy(update={"validate_s": 1.6}) for epoch in trial.history]}
+    )
+
+    def costs(result: Result, resources: Resources | None = None) -> list[float | None]:
+        board = build_board(plan, {result.trial_id: result}, set(), "val_accuracy", None, resources)
+        return board.sort_by("epochs")["cost_usd"].to_pylist()
+
+    assert costs(trial) == pytest.approx([3.6 / 3600 * 0.526 / 2, 7.2 / 3600 * 0.526 / 2])
+    assert costs(trial, Resources(usd_per_hour={"*": 1.0})) == pytest.approx([0.0005, 0.001])
+    assert costs(trial.model_copy(update={"node_type": None})) == [None, None]
+
+
 def test_a_result_of_fewer_epochs_than_asked_leaves_the_longer_point_pending():
     """The point waits for the trial to go on; the shorter one is done."""
     plan = planned(grid={"epochs": [2, 3]})
@@ -166,6 +183,16 @@ def test_the_board_says_its_schema_axes_and_metric(tmp_path: Path):
         "axes": ["batch_size"],
         "metric": "val_loss",
     }
+
+
+def test_a_board_without_costs_is_still_read(tmp_path: Path):
+    """The column came later: it is empty there, and what the table says of itself is kept."""
+    board = ranked(planned(), 0.5, 0.6, 0.7)
+    pq.write_table(board.drop_columns("cost_usd"), tmp_path / BOARD)
+    read = read_board(str(tmp_path))
+    assert set(read["cost_usd"].to_pylist()) == {None}
+    assert facts(read) == facts(board)
+    assert "cost_usd" not in printed(read)
 
 
 def test_a_board_that_another_tool_wrote_is_still_read(tmp_path: Path):

@@ -14,13 +14,12 @@ from orchestrator.plan import (
     clock,
     describe,
     differences,
-    forecast_s,
     label,
     make_plan,
     remaining,
     standing,
 )
-from orchestrator.spec import load_spec, settle
+from orchestrator.spec import load_spec
 
 COUNTS = Counts(6404, 1601)
 CODE = Code("c" * 64, {"dropout": 0.0, "l2": 0.0})
@@ -241,28 +240,6 @@ def test_every_point_is_read_off_one_trial_and_no_two_are_the_same(grid, seeds, 
     assert min(forecasts) > 0
 
 
-@pytest.mark.parametrize(
-    ("less", "more"),
-    [
-        ({"batch_size": 32}, {"batch_size": 10}),  # more steps
-        ({"image_size": (64, 64)}, {"image_size": (64, 65)}),
-        ({"precision": "mixed_bfloat16"}, {"precision": "float32"}),
-    ],
-)
-def test_the_forecast_grows_with_the_work(less, more):
-    """Smaller batches, larger images and wider numbers take longer."""
-    spec = load_spec("name: n\ndata: {uri: x}\ngrid: {dropout: [0]}")
-    assert 0 < forecast_s(settle(spec, less), COUNTS) < forecast_s(settle(spec, more), COUNTS)
-
-
-@given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 1000), st.integers(0, 1000))
-def test_more_images_never_take_less_time(training, validation, more_training, more_validation):
-    """The forecast is positive, and grows with both kinds of images."""
-    settings = settle(load_spec("name: n\ndata: {uri: x}\ngrid: {dropout: [0]}"), {})
-    few = forecast_s(settings, Counts(training, validation))
-    assert 0 < few <= forecast_s(settings, Counts(training + more_training, validation + more_validation))
-
-
 def test_what_remains_is_what_no_result_covers_longest_first():
     """A trial with a result of fewer epochs than asked remains; one with more does not."""
     plan = planned(grid={"batch_size": [5, 10, 20], "epochs": [2, 4]})
@@ -303,7 +280,7 @@ def test_the_description_shows_points_trials_steps_and_epochs():
     """The notebook's 6404 images make 641 steps of 10, the last of 4 images, and 201 of 32."""
     plan = planned(grid={"batch_size": [10, 32], "epochs": [5, 10]})
     spec = load_spec("{name: cats, data: {uri: x}, grid: {batch_size: [10, 32], epochs: [5, 10]}}")
-    text = describe(plan, spec, "8005 of 2 classes", "runs/cats", {"done": 1, "missing": 0, "new": 3}, 2)
+    text = describe(plan, spec, "8005 of 2 classes", "runs/cats", {"done": 1, "missing": 0, "new": 3}, 2, plan.trials)
     assert "cats: 4 points, 2 trials\n" in text
     assert "an epoch: 641 at batch size 10 (the last of 4); 201 at batch size 32 (the last of 4)\n" in text
     assert "30 asked for, 20 trained (points that differ only in epochs share a trial)\n" in text
@@ -347,7 +324,7 @@ def test_the_description_says_whether_images_are_kept_and_why():
     """Within the limit each node decodes them once; above it every epoch streams them anew."""
     plan = planned(grid={"image_size": [32, 64], "epochs": [1]})
     spec = load_spec("{name: cats, data: {uri: x, cache_limit_gb: 0.05}, grid: {image_size: [32, 64], epochs: [1]}}")
-    text = describe(plan, spec, "8005", "runs/cats", {}, 2)
+    text = describe(plan, spec, "8005", "runs/cats", {}, 2, plan.trials)
     assert "24.6 MB decoded at 32x32: within data.cache_limit_gb, 0.05 GB" in text
     assert "98.4 MB decoded at 64x64: more than data.cache_limit_gb, 0.05 GB, so every epoch" in text
 
@@ -361,3 +338,21 @@ def test_streamed_shards_are_other_trials_and_streamed_objects_are_not():
 
     assert trial_id(0, packed=False) == trial_id(20, packed=False) == trial_id(20, packed=True)
     assert trial_id(0, packed=True) != trial_id(20, packed=True)
+
+
+def test_the_description_forecasts_time_and_cost_for_more_and_more_nodes():
+    """Of what remains; with the list price of the nodes named, or a word where there is none."""
+    text = "{name: cats, data: {uri: x}, grid: {batch_size: [10, 32]}, resources: {node_type: %s}}"
+    plan = planned(grid={"batch_size": [10, 32]})
+    said = describe(plan, load_spec(text % "g4dn.xlarge"), "8005", "runs/cats", {}, 1, plan.trials).splitlines()
+    assert any(line.startswith("  pace    a first guess") for line in said)
+    assert "  price   $0.526 an hour for a g4dn.xlarge, while trials run on it" in said
+    assert [line.split(" on ", 1)[1] for line in said if line.startswith("  time ")] == [
+        "1 node like this one, 1 at once on each",
+        "2 nodes like this one, 1 at once on each",
+    ]
+    assert all("$" in line for line in said if line.startswith("  time "))
+    said = describe(plan, load_spec(text % "mine"), "8005", "runs/cats", {}, 1, plan.trials[:1]).splitlines()
+    assert "  price   no list price for a mine: set resources.usd_per_hour" in said
+    assert sum(line.startswith("  time ") for line in said) == 1
+    assert "  pace" not in describe(plan, load_spec(text % "mine"), "8005", "runs/cats", {}, 1, ())

@@ -72,6 +72,15 @@ WRONG = [
         "metric must be one of 'val_accuracy', 'best_val_accuracy', 'val_loss', 'accuracy' or 'loss', got",
     ),
     ("resources.gpus_per_trial", "two", "resources.gpus_per_trial must be auto or a number of at least 0, got 'two'"),
+    ("resources.usd_per_hour", "cheap", "resources.usd_per_hour must be a mapping, got 'cheap'"),
+    (
+        "resources.usd_per_hour",
+        {"g5.xlarge": -1},
+        "resources.usd_per_hour.g5.xlarge must be a number of at least 0, got -1",
+    ),
+    ("budget.max_hours", 0, "budget.max_hours must be a number above 0, got 0"),
+    ("budget.max_usd", "ten", "budget.max_usd must be a number, got 'ten'"),
+    ("budget.max_hour", 3, "budget.max_hour is not a known key (did you mean max_hours?); known: max_usd, max_hours"),
     ("resources.gpus_per_trial", -1, "resources.gpus_per_trial must be auto or a number of at least 0, got -1"),
     # out of range
     ("train.epochs", 0, "train.epochs must be a whole number of at least 1, got 0"),

@@ -238,6 +238,22 @@ def test_a_failed_point_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
     assert json.loads(plan.stdout)["standing"] == {"done": 1, "missing": 1, "new": 0}
 
 
+def test_a_budget_leaves_out_what_does_not_fit_and_the_rest_is_trained(tmp_path: Path) -> None:
+    """A dollar a second: the long trial is not begun, the short one is. Exit status 3, and the run goes on later."""
+    args = ("--set", "grid={}", "--set", "points=[{batch_size: 8, epochs: 900}, {batch_size: 64, epochs: 1}]")
+    money = ("--set", "resources.usd_per_hour=3600", "--set", "budget.max_usd=20")
+    done = grid(*args, *money, cwd=tmp_path)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert (
+        "the budget is used up (budget.max_usd 20): 1 of 2 points not trained. The same command goes on" in done.stdout
+    )
+    table = board(tmp_path / "runs" / "shirts").set_index("batch_size")
+    assert table.status.to_dict() == {64: "ok", 8: "pending"}
+    assert 0 < table.cost_usd[64] < 20
+    plan = grid(*args, "--plan", "--json", cwd=tmp_path)
+    assert json.loads(plan.stdout)["standing"] == {"done": 1, "missing": 1, "new": 0}
+
+
 def test_unreadable_images_are_named_before_anything_is_written(tmp_path: Path) -> None:
     """Exit status 2, one line with the files' names and the way to skip them; skipping lists them in the run folder."""
     images = write_folder(tmp_path / "pets", {"cat": 12, "dog": 12})

@@ -1,0 +1,129 @@
+"""forecast: seconds of an epoch, a schedule of whole trials on nodes, and what that costs."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.forecast import FIRST_GUESS, LIST_PRICES, Pace, epoch_s, outlook, price, schedule
+from orchestrator.plan import Counts
+from orchestrator.spec import Resources, load_spec, settle
+
+COUNTS = Counts(6404, 1601)
+SPEC = load_spec("name: n\ndata: {uri: x}\ngrid: {dropout: [0]}")
+MEASURED = Pace("", {"float32": {10: 0.02, 50: 0.06}}, {"float32": 0.0}, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ({"batch_size": 32}, {"batch_size": 10}),  # more steps
+        ({"image_size": (64, 64)}, {"image_size": (64, 65)}),
+        ({"precision": "mixed_bfloat16"}, {"precision": "float32"}),
+    ],
+)
+def test_the_forecast_grows_with_the_work(less, more):
+    """Smaller batches, larger images and wider numbers take longer."""
+    assert 0 < epoch_s(settle(SPEC, less), COUNTS) < epoch_s(settle(SPEC, more), COUNTS)
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 1000), st.integers(0, 1000))
+def test_more_images_never_take_less_time(training, validation, more_training, more_validation):
+    """The forecast is positive, and grows with both kinds of images."""
+    settings = settle(SPEC, {})
+    few = epoch_s(settings, Counts(training, validation))
+    many = epoch_s(settings, Counts(training + more_training, validation + more_validation))
+    assert 0 < few <= many * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "step_s"),
+    [
+        (10, 0.02),  # as measured
+        (30, 0.04),  # between
+        (100, 0.11),  # beyond, along the last line
+        (5, 0.015),  # below: what a step takes whatever its images, 10 ms, remains
+    ],
+)
+def test_a_step_lies_on_the_line_between_what_was_measured(batch_size, step_s):
+    """On images of 64 x 64 an epoch is so many steps."""
+    took_s = epoch_s(settle(SPEC, {"batch_size": batch_size}), Counts(batch_size * 7, 1), MEASURED)
+    assert took_s == pytest.approx(7 * step_s)
+
+
+def test_only_what_depends_on_pixels_grows_with_them():
+    """Four times the pixels: a step of 10 images takes 10 ms and four times 10 ms."""
+    took_s = epoch_s(settle(SPEC, {"batch_size": 10, "image_size": (128, 128)}), Counts(10, 1), MEASURED)
+    assert took_s == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("trials", "nodes", "slots", "ends"),
+    [
+        ([4, 3, 2, 1], 1, 1, [10]),
+        ([4, 3, 2, 1], 1, 2, [5]),  # 4 + 1 beside 3 + 2
+        ([4, 3, 2, 1], 2, 1, [5, 5]),
+        ([9, 1, 1, 1], 2, 1, [9, 3]),  # one long trial is the floor
+        ([5], 3, 2, [5, 0, 0]),  # a node that gets none costs nothing
+        ([], 1, 1, [0]),
+    ],
+)
+def test_trials_go_to_the_worker_that_is_free_first(trials, nodes, slots, ends):
+    """In the order given, longest first, as Ray Tune starts them."""
+    assert schedule(trials, nodes, slots, 0.0) == ends
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=30), st.integers(1, 5), st.integers(1, 4), st.floats(0, 50))
+def test_no_schedule_beats_the_arithmetic(trials, nodes, slots, start_s):
+    """Never shorter than the longest trial or an even share of the work, never longer than one after the other."""
+    last = max(schedule(sorted(trials, reverse=True), nodes, slots, start_s))
+    floor = start_s + max(max(trials), sum(trials) / (nodes * slots))
+    assert floor * (1 - 1e-9) <= last <= (start_s + sum(trials)) * (1 + 1e-9)
+
+
+def test_the_outlook_doubles_nodes_until_more_do_not_help():
+    """Eight trials, two at once on a node: 1, 2 and 4 nodes, with start-up, cache, and the price if there is one."""
+    pace = replace(MEASURED, worker_start_s=50.0, trial_start_s=10.0, fill_image_s=0.01)
+    found = list(outlook([590.0] * 8, 2, pace, 1000, 0.6))
+    assert [nodes for nodes, _, _ in found] == [1, 2, 4]
+    assert [hours * 3600 for _, hours, _ in found] == pytest.approx([60 + 4 * 600, 60 + 2 * 600, 60 + 600])
+    assert [usd for _, _, usd in found] == pytest.approx([2460 / 6000, 2 * 1260 / 6000, 4 * 660 / 6000])
+    assert next(outlook([1.0], 1, pace, 0, None))[2] is None
+
+
+def test_a_calibration_reads_back_as_it_was_written():
+    """Through JSON, whose keys are texts."""
+    assert Pace.from_tree(json.loads(json.dumps(asdict(FIRST_GUESS)))) == FIRST_GUESS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step_s": {}},
+        {"step_s": {"float32": {}}},
+        {"step_s": {"float32": {"10": float("nan")}}},
+        {"step_s": {"float32": {"ten": 1}}},
+        {"fill_image_s": -1},
+        {"validation_image_s": None},
+    ],
+)
+def test_a_damaged_calibration_is_told_from_a_whole_one(change):
+    """Whatever is wrong with it is an error that its reader expects."""
+    with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+        Pace.from_tree({**asdict(FIRST_GUESS), **change})
+
+
+def test_a_price_is_the_specs_own_or_the_lists():
+    """For the node's own type, then for every type, then from the list; the spec's type where the node says none."""
+    assert price(Resources(), None) is None
+    assert price(Resources(), "g4dn.xlarge") == LIST_PRICES["g4dn.xlarge"] == 0.526
+    assert price(Resources(node_type="g5.xlarge"), None) == 1.006
+    assert price(Resources(node_type="g5.xlarge"), "my-machine") is None
+    assert price(Resources(usd_per_hour={"g4dn.xlarge": 0.2, "*": 1.0}), "g4dn.xlarge") == 0.2
+    assert price(Resources(usd_per_hour={"g4dn.xlarge": 0.2, "*": 1.0}), "g5.xlarge") == 1.0
+    assert (
+        price(load_spec("{name: a, data: {uri: a}, grid: {epochs: [1]}, resources: {usd_per_hour: 2}}").resources, "x")
+        == 2
+    )
