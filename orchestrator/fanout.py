@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 import time
@@ -33,6 +35,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import BadInput
+from orchestrator.forecast import trials_per_gpu
 from orchestrator.plan import Trial
 from orchestrator.result import Epoch, Result
 from orchestrator.run import Work
@@ -69,17 +72,22 @@ class Cluster:
     Attributes:
         slots: Trials that fit at this moment; none where the autoscaler has yet to start a node.
         most: Trials that fit once it has started all it may; at least 1.
+        gpu_limit_mb: What a trial may hold of a GPU that it shares; None: all of it.
     """
 
     cpus_per_trial: int
     gpus_per_trial: float
     slots: int
     most: int
+    gpu_limit_mb: float | None = None
 
 
 @contextlib.contextmanager
-def connect(resources: Resources) -> Iterator[Cluster]:
-    """Join the cluster that RAY_ADDRESS names (as in `ray job submit`), or start a Ray of this machine alone."""
+def connect(resources: Resources, trial_mb: float = math.inf) -> Iterator[Cluster]:
+    """Join the cluster that RAY_ADDRESS names (as in `ray job submit`), or start a Ray of this machine alone.
+
+    trial_mb: GPU memory that the largest trial takes; as many as fit share a GPU, where gpus_per_trial is auto.
+    """
     address = os.environ.get("RAY_ADDRESS")
     own = (
         {} if address else {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, resources.cpus_per_trial)}
@@ -99,7 +107,11 @@ def connect(resources: Resources) -> Iterator[Cluster]:
     try:
         has, later = ray.cluster_resources(), _workers_to_come()
         gpus = resources.gpus_per_trial
-        gpus = (1.0 if has.get("GPU") or later.get("GPU") else 0.0) if gpus == "auto" else gpus
+        gpu_limit_mb = None
+        if gpus == "auto":
+            gpus = 1.0 if has.get("GPU") or later.get("GPU") else 0.0
+            if gpus and (gpu_mb := _gpu_memory_mb()) and (sharing := trials_per_gpu(gpu_mb, trial_mb)) > 1:
+                gpus, gpu_limit_mb = 1 / sharing, 0.9 * gpu_mb / sharing
         if foreign := _foreign(has, gpus, resources.gpus_per_trial == "auto"):
             raise BadInput(
                 f"the cluster's accelerators must be NVIDIA GPUs, which alone TensorFlow can use here; got {foreign}: "
@@ -113,7 +125,7 @@ def connect(resources: Resources) -> Iterator[Cluster]:
         slots = _fitting(has, resources.cpus_per_trial, gpus)
         most = max(slots, int(later.get("nodes", 0)) * _fitting(later, resources.cpus_per_trial, gpus))
         limit = resources.max_concurrent or max(1, slots, most)
-        yield Cluster(resources.cpus_per_trial, gpus, min(slots, limit), max(1, min(most, limit)))
+        yield Cluster(resources.cpus_per_trial, gpus, min(slots, limit), max(1, min(most, limit)), gpu_limit_mb)
     finally:
         ray.shutdown()
 
@@ -121,6 +133,27 @@ def connect(resources: Resources) -> Iterator[Cluster]:
 def _fitting(has: Mapping[str, float], cpus: int, gpus: float) -> int:
     fits = [has.get("CPU", 0) // cpus, *([has.get("GPU", 0) / gpus] if gpus else [])]
     return int(min(fits))
+
+
+def _gpu_memory_mb() -> float | None:
+    """Of the smallest GPU in the cluster; None where there is none yet, or its driver does not say."""
+
+    def memories_mb() -> list[float]:
+        query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        try:
+            return [float(line) for line in subprocess.run(query, capture_output=True, check=True).stdout.split()]
+        except (OSError, subprocess.CalledProcessError, ValueError):
+            return []
+
+    asked = [
+        ray.remote(memories_mb)
+        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote()
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("GPU")
+    ]
+    told = ray.get(asked)
+    return min((mb for memories in told for mb in memories), default=None) if all(told) else None
 
 
 def _workers_to_come() -> dict[str, float]:
@@ -157,7 +190,7 @@ def fan_out(
 
     def train(config: dict[str, str], work: Work, by_id: dict[str, Trial], stopping: list[Any]) -> None:
         try:
-            room, node = _trial_room(work), _node(work.spec.resources, cluster)
+            room, node = _trial_room(work, cluster), _node(work.spec.resources, cluster)
             if cluster.gpus_per_trial:
                 room.check_gpu()
             result = room.run_trial(
@@ -309,13 +342,14 @@ def _node(resources: Resources, cluster: Cluster) -> dict[str, Any]:
     return {"node_type": node["Labels"].get("node-type") or resources.node_type, "node_share": 1 / fitting}
 
 
-def _trial_room(work: Work) -> Any:
+def _trial_room(work: Work, cluster: Cluster) -> Any:
     """The trial module, in a worker: TensorFlow is imported here, once per process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"  # or the next trial fails where the last one's thread is slow
     from orchestrator import trial
 
-    trial.use_threads(work.spec.resources.cpus_per_trial)
+    trial.use_device(work.spec.resources.cpus_per_trial, cluster.gpu_limit_mb)
     return trial
 
 

@@ -35,6 +35,22 @@ LIST_PRICES = {
 
 _SIDE = 64  # images of 64 x 64 were measured; what depends on pixels is scaled from there
 
+MOST_PER_GPU = 8
+_GPU_CONTEXT_MB = 1500  # what CUDA, cuDNN and TensorFlow hold for one process: assumed, not measured
+_STEP_BYTES_PER_PIXEL = 2000  # activations, gradients and workspace of small_cnn, for an image: assumed, not measured
+
+
+def gpu_memory_mb(settings: Settings, counts: "Counts") -> float:
+    """What a trial is expected to take of a GPU, with the decoded images of its data set on it, in MB."""
+    pixels = math.prod(settings.data.image_size)
+    images = (counts.training + counts.validation) * 3 * pixels
+    return _GPU_CONTEXT_MB + (images + settings.train.batch_size * pixels * _STEP_BYTES_PER_PIXEL) / 1e6
+
+
+def trials_per_gpu(gpu_mb: float, trial_mb: float) -> int:
+    """How many trials share a GPU of `gpu_mb`: at least 1, at most MOST_PER_GPU, and a tenth of it stays free."""
+    return max(1, min(MOST_PER_GPU, int(0.9 * gpu_mb // trial_mb)))
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:

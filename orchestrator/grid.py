@@ -26,14 +26,14 @@ from orchestrator.calibrate import read_pace
 from orchestrator.dataset.index import Index, build_index, check_split, describe_bad
 from orchestrator.errors import BadInput, exit_on_bad_input
 from orchestrator.events import write_events
-from orchestrator.forecast import price
+from orchestrator.forecast import gpu_memory_mb, price
 from orchestrator.lease import Lease, refuse_if_held
 from orchestrator.model import read_code
 from orchestrator.plan import Counts, Plan, Trial, as_tree, describe, differences, make_plan, many, remaining, standing
 from orchestrator.progress import Progress
 from orchestrator.result import Epoch, Result
 from orchestrator.run import BEST, BOARD, HISTORY, REPORT, Keep, Run, Work
-from orchestrator.spec import AXIS_PATHS, Spec, load_spec, to_yaml
+from orchestrator.spec import AXIS_PATHS, Spec, load_spec, settle, to_yaml
 from orchestrator.store import StoreError, one_line, open_store
 
 if TYPE_CHECKING:
@@ -142,8 +142,9 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
 
     if not takeover:
         refuse_if_held(work.run.store)
-    with fanout.connect(work.spec.resources) as cluster, contextlib.ExitStack() as held:
-        todo = remaining(plan, gathered.done)
+    todo = remaining(plan, gathered.done)
+    trial_mb = max(gpu_memory_mb(settle(work.spec, trial.values), plan.counts) for trial in todo)
+    with fanout.connect(work.spec.resources, trial_mb) as cluster, contextlib.ExitStack() as held:
         console.out(
             f"{work.spec.name}: {many(len(plan.points), 'point')}, {many(len(todo), 'trial')} of {len(plan.trials)} "
             f"to train, {_at_once(cluster.slots, cluster.most)}; run folder {work.run.store.uri}"

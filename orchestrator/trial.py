@@ -44,13 +44,21 @@ class Diverged(ArithmeticError):
     """The loss is no longer a number."""
 
 
-def use_threads(count: int) -> None:
-    """Give this process `count` threads inside an operation. A worker does it before TensorFlow's first one."""
-    if tf.config.threading.get_intra_op_parallelism_threads() != count:
-        tf.config.threading.set_intra_op_parallelism_threads(count)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
+def use_device(threads: int, gpu_limit_mb: float | None = None) -> None:
+    """Say what this process may take; a worker does it before TensorFlow's first operation, and again to no effect.
+
+    threads: inside an operation. gpu_limit_mb: of its GPU; None: as much as there is, taken when it is needed.
+    """
+    if tf.config.threading.get_intra_op_parallelism_threads() == threads:
+        return
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
+        if gpu_limit_mb is None:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        else:  # grows up to the limit: fanout has set TF_FORCE_GPU_ALLOW_GROWTH
+            limit = tf.config.LogicalDeviceConfiguration(memory_limit=int(gpu_limit_mb))
+            tf.config.set_logical_device_configuration(gpu, [limit])
     gc.freeze()  # what was imported stays: each trial's clean-up need not look through it
 
 

@@ -1,13 +1,24 @@
 """forecast: seconds of an epoch, a schedule of whole trials on nodes, and what that costs."""
 
 import json
+import math
 from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.forecast import FIRST_GUESS, LIST_PRICES, Pace, epoch_s, outlook, price, schedule
+from orchestrator.forecast import (
+    FIRST_GUESS,
+    LIST_PRICES,
+    Pace,
+    epoch_s,
+    gpu_memory_mb,
+    outlook,
+    price,
+    schedule,
+    trials_per_gpu,
+)
 from orchestrator.plan import Counts
 from orchestrator.spec import Resources, load_spec, settle
 
@@ -127,3 +138,27 @@ def test_a_price_is_the_specs_own_or_the_lists():
         price(load_spec("{name: a, data: {uri: a}, grid: {epochs: [1]}, resources: {usd_per_hour: 2}}").resources, "x")
         == 2
     )
+
+
+@pytest.mark.parametrize(
+    ("gpu_mb", "trial_mb", "count"),
+    [
+        (15360, 2500, 5),
+        (15360, 13824, 1),  # exactly what may be used
+        (15360, 20000, 1),  # too large: it gets a GPU of its own, and says so itself
+        (81920, 1600, 8),  # never more, however small
+        (15360, math.inf, 1),
+    ],
+)
+def test_a_gpu_is_shared_by_as_many_trials_as_fit(gpu_mb, trial_mb, count):
+    """A tenth of its memory stays free."""
+    assert trials_per_gpu(gpu_mb, trial_mb) == count
+
+
+def test_a_trial_takes_more_of_a_gpu_the_more_it_holds():
+    """Its data set, its batch, and a part for every process."""
+    usual = gpu_memory_mb(settle(SPEC, {}), COUNTS)
+    assert usual > 1000
+    assert gpu_memory_mb(settle(SPEC, {"batch_size": 256}), COUNTS) > usual
+    assert gpu_memory_mb(settle(SPEC, {"image_size": (128, 128)}), COUNTS) > usual
+    assert gpu_memory_mb(settle(SPEC, {}), Counts(64040, 1601)) > usual

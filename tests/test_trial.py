@@ -41,7 +41,7 @@ def start_worker() -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     from orchestrator import trial
 
-    trial.use_threads(1)
+    trial.use_device(1)
 
 
 def train(trial: Trial, work: Work) -> Result:

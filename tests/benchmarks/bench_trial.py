@@ -42,7 +42,7 @@ def work_in(output: str, data: str, *overrides: str) -> tuple[Work, tuple[Trial,
 def start_worker() -> None:
     from orchestrator import trial
 
-    trial.use_threads(1)
+    trial.use_device(1)
 
 
 def memory_mb() -> float:

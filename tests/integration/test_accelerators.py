@@ -33,3 +33,23 @@ def test_a_gpu_that_tensorflow_cannot_use_is_refused(counted: str, says: str, tm
     assert "--set resources.gpus_per_trial=0" in done.stderr
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_trials_share_a_gpu_as_its_memory_allows(tmp_path: Path) -> None:
+    """Ray is told of 2 GPUs and a driver says what they hold: each takes as many trials as fit the smaller one."""
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 16384; echo 15360\n")
+    driver.chmod(0o755)
+    asked = (
+        "from orchestrator import fanout\nfrom orchestrator.spec import Resources\n"
+        "with fanout.connect(Resources(), trial_mb=2500) as cluster:\n"
+        "    print(round(1 / cluster.gpus_per_trial), cluster.slots, round(cluster.gpu_limit_mb))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", asked],
+        env={**os.environ, "RAY_OVERRIDE_RESOURCES": '{"CPU": 16, "GPU": 2}', "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["5", "10", "2765"], done.stderr
