@@ -191,6 +191,8 @@ def fan_out(
     def train(config: dict[str, str], work: Work, by_id: dict[str, Trial], stopping: list[Any]) -> None:
         try:
             room, node = _trial_room(work, cluster), _node(work.spec.resources, cluster)
+            if room.outgrown():
+                os._exit(1)  # the trial goes on in a fresh worker, as after any death
             if cluster.gpus_per_trial:
                 room.check_gpu()
             result = room.run_trial(

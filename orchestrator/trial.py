@@ -37,6 +37,8 @@ from orchestrator.store import StoreError
 
 _VALIDATION_BATCH = 64  # larger ones were no faster on a CPU, and hold more memory
 _STRETCH_S = 1.0  # how long training stays inside TensorFlow before it looks at the clock
+_GROWN_MB = 2000.0
+_held_mb: list[float] = []  # at the start of each trial in this process
 _UNSAVED = 3  # checkpoints in a row that could not be written: to train on would be for nothing
 
 
@@ -60,6 +62,15 @@ def use_device(threads: int, gpu_limit_mb: float | None = None) -> None:
             limit = tf.config.LogicalDeviceConfiguration(memory_limit=int(gpu_limit_mb))
             tf.config.set_logical_device_configuration(gpu, [limit])
     gc.freeze()  # what was imported stays: each trial's clean-up need not look through it
+
+
+def outgrown() -> bool:
+    """Whether this process has come to hold _GROWN_MB more than after its first trial: a fresh one should take over.
+
+    To be asked at the start of each trial. Never so where the system does not tell.
+    """
+    _held_mb.append(_status_mb("RssAnon") or 0.0)
+    return len(_held_mb) > 2 and _held_mb[-1] > _held_mb[1] + _GROWN_MB
 
 
 def check_gpu() -> None:
@@ -537,9 +548,16 @@ def _reset_peak_memory() -> None:
 
 
 def _peak_memory_mb() -> float:
+    if (peak_mb := _status_mb("VmHWM")) is not None:
+        return peak_mb
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if os.uname().sysname == "Darwin" else 2**10)
+
+
+def _status_mb(field: str) -> float | None:
+    """What the kernel says of this process; None where it is not Linux."""
     try:
         with open("/proc/self/status") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
+            return next(int(line.split()[1]) for line in file if line.startswith(field)) / 1024
     except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if os.uname().sysname == "Darwin" else 2**10)
+        return None

@@ -45,11 +45,8 @@ def test_trials_share_a_gpu_as_its_memory_allows(tmp_path: Path) -> None:
         "with fanout.connect(Resources(), trial_mb=2500) as cluster:\n"
         "    print(round(1 / cluster.gpus_per_trial), cluster.slots, round(cluster.gpu_limit_mb))"
     )
+    env = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 16, "GPU": 2}', "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(
-        [sys.executable, "-c", asked],
-        env={**os.environ, "RAY_OVERRIDE_RESOURCES": '{"CPU": 16, "GPU": 2}', "PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        text=True,
-        capture_output=True,
-        timeout=120,
+        [sys.executable, "-c", asked], env={**os.environ, **env}, text=True, capture_output=True, timeout=120
     )
     assert done.stdout.split() == ["5", "10", "2765"], done.stderr

@@ -292,6 +292,25 @@ def test_a_users_model_is_trained_or_refused(tmp_path: Path) -> None:
     assert sorted(board(tmp_path / "runs" / "shirts").width) == [4, 8]
 
 
+def test_a_worker_that_grows_is_replaced(tmp_path: Path) -> None:
+    """A model that keeps 1.1 GB for each trial: a fresh worker takes over in time, and no trial is lost."""
+    (tmp_path / "hoard.py").write_text(
+        "import keras\n"
+        "kept = []\n"
+        "def hoard(input_shape, classes, width=4):\n"
+        "    kept.append(bytearray(b'x') * 1_100_000_000)\n"
+        "    image = keras.Input(input_shape)\n"
+        "    x = keras.layers.Dense(width)(keras.layers.Flatten()(image))\n"
+        "    return keras.Model(image, keras.layers.Dense(1, activation='sigmoid')(x))\n"
+    )
+    one = ("--set", "resources.max_concurrent=1", "--export-models", "none")
+    done = grid("--set", "model=hoard:hoard", "--set", "grid={width: [4, 5, 6, 7, 8], epochs: [1]}", *one, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = board(tmp_path / "runs" / "shirts").sort_values("started_at")
+    assert len(table) == 5
+    assert table.peak_memory_mb.iloc[-1] < table.peak_memory_mb.max() - 1000
+
+
 def test_more_than_two_classes_train_a_softmax(tmp_path: Path) -> None:
     """Three folders, three classes; accuracies are fractions of all images."""
     images = write_folder(tmp_path / "pets", {"cat": 10, "dog": 10, "fish": 10})
