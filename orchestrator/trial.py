@@ -14,7 +14,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -25,7 +25,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator import model as models
 from orchestrator.dataset.cache import Cache, open_cache
-from orchestrator.dataset.pipeline import Source, shared_tensor, training_batches, validation_batches
+from orchestrator.dataset.pipeline import (
+    Source,
+    batch_at,
+    lay_out_epoch,
+    shared_tensor,
+    training_batches,
+    validation_batches,
+)
 from orchestrator.dataset.stream import Encoded
 from orchestrator.errors import BadInput
 from orchestrator.export import Exporter, check_savable, weights_digest
@@ -37,6 +44,7 @@ from orchestrator.store import StoreError
 
 _VALIDATION_BATCH = 64  # larger ones were no faster on a CPU, and hold more memory
 _STRETCH_S = 1.0  # how long training stays inside TensorFlow before it looks at the clock
+_RESIDENT_BYTES = 2 * 10**9  # decoded images up to this size are kept on a GPU, if there is one
 _GROWN_MB = 2000.0
 _held_mb: list[float] = []  # at the start of each trial in this process
 _UNSAVED = 3  # checkpoints in a row that could not be written: to train on would be for nothing
@@ -203,6 +211,10 @@ class Training:
             work.spec.resources.cpus_per_trial,
             _encoded(work) if cache.images is None else None,
         )
+        self.resident = None  # the same with all images on the GPU, where they fit
+        if cache.images is not None and (device := _roomy_device(cache.images)):
+            with tf.device(device):
+                self.resident = replace(self.source, images=tf.identity(self.source.images))
         self._per_image = _binary if classes == 2 else _categorical
 
         keras.utils.set_random_seed(trial.seed)
@@ -216,7 +228,7 @@ class Training:
         self.optimizer = _optimizer(settings)
         self.optimizer.build(self.model.trainable_variables)
         self.totals = tf.Variable(tf.zeros(3, tf.float64))  # sum of losses, correct, images: of the epoch so far
-        self._train_steps, self.evaluate = self._functions()
+        self._train_piped, self._train_resident, self.evaluate = self._functions()
 
     def train(
         self, saver: "_Saver", exporter: Exporter, report: Callable[[Epoch], None], stopping: Callable[[], bool]
@@ -226,17 +238,16 @@ class Training:
         Raises Diverged, and StoreError where no checkpoint could be written for too long.
         """
         exporter.export()
-        batch_size, last = self.settings.train.batch_size, self.trial.milestones[-1]
+        batch_size = self.settings.train.batch_size
         full_steps, rest = divmod(len(self.rows), batch_size)
-        start_step = len(self.history) * self.steps + self.step
-        batches = iter(training_batches(self.source, self.rows, batch_size, start_step, epochs=last))
+        take = self._resident_feed() if self.resident else self._piped_feed()
         stretch = 8
         while not self.over:
             while self.step < self.steps:
                 size, ahead = (batch_size, full_steps - self.step) if self.step < full_steps else (rest, 1)
                 count = min(stretch, ahead)
                 began = time.perf_counter()
-                self._train_steps(batches, tf.constant(count), size)
+                take(count, size)
                 took_s = time.perf_counter() - began
                 self.step += count
                 self.spent_s += took_s
@@ -254,6 +265,30 @@ class Training:
                 saver.save()
         saver.close()
         return True
+
+    def _piped_feed(self) -> Callable[[int, int], None]:
+        """Trains on `count` batches of `size` from tf.data, which makes the next ones ready meanwhile."""
+        start_step = len(self.history) * self.steps + self.step
+        batches = iter(
+            training_batches(
+                self.source, self.rows, self.settings.train.batch_size, start_step, self.trial.milestones[-1]
+            )
+        )
+        return lambda count, size: self._train_piped(batches, tf.constant(count), size)
+
+    def _resident_feed(self) -> Callable[[int, int], None]:
+        """The same from images on the GPU, picked and augmented there."""
+        rows, laid_out = tf.constant(self.rows, tf.int64), {}
+
+        def take(count: int, size: int) -> None:
+            epoch = len(self.history)
+            if epoch not in laid_out:
+                laid_out.clear()
+                laid_out[epoch] = lay_out_epoch(self.resident, rows, epoch)
+            first = tf.constant(self.step * self.settings.train.batch_size, tf.int64)
+            self._train_resident(*laid_out[epoch], first, tf.constant(count, tf.int64), size)
+
+        return take
 
     @property
     def restores_best(self) -> bool:
@@ -301,8 +336,9 @@ class Training:
         if epoch in self.trial.milestones:
             self.digests[epoch] = weights_digest(self.model)
 
-    def _functions(self) -> tuple[Callable, Callable]:
+    def _functions(self) -> tuple[Callable, Callable, Callable]:
         model, optimizer, totals, per_image = self.model, self.optimizer, self.totals, self._per_image
+        resident = self.resident
         variables = model.trainable_variables
 
         def regularisation() -> tf.Tensor:
@@ -319,14 +355,20 @@ class Training:
                 tf.stack([tf.cast(loss, tf.float64) * count, tf.cast(tf.reduce_sum(correct), tf.float64), count])
             )
 
+        def one_batch(batch: tuple[tf.Tensor, tf.Tensor], size: int) -> None:
+            one_step(*(tf.ensure_shape(part, (size, *part.shape[1:])) for part in batch))
+
         @tf.function(jit_compile=False)
-        def train_steps(batches: tf.data.Iterator, count: tf.Tensor, size: int) -> None:
+        def train_piped(batches: tf.data.Iterator, count: tf.Tensor, size: int) -> None:
             for _ in tf.range(count):
-                images, labels = next(batches)
-                one_step(
-                    tf.ensure_shape(images, (size, *images.shape[1:])),
-                    tf.ensure_shape(labels, (size, *labels.shape[1:])),
-                )
+                one_batch(next(batches), size)
+
+        @tf.function(jit_compile=False)
+        def train_resident(
+            order: tf.Tensor, matrices: tf.Tensor, first: tf.Tensor, count: tf.Tensor, size: int
+        ) -> None:
+            for i in tf.range(count):
+                one_batch(batch_at(resident, order, matrices, first + i * size, size), size)
 
         @tf.function(jit_compile=False)
         def add_up(batches: tf.data.Iterator, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -347,7 +389,7 @@ class Training:
         def evaluate() -> tuple[tf.Tensor, tf.Tensor]:
             return add_up(iter(validation), count)
 
-        return train_steps, evaluate
+        return train_piped, train_resident, evaluate
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """Everything that decides what comes next, copied: safe to write while training goes on."""
@@ -532,6 +574,11 @@ def _encoded(work: Work) -> Encoded:
 def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"[:500]
+
+
+def _roomy_device(images: np.ndarray) -> str | None:
+    """The GPU, if there is one and the images fit on it."""
+    return "GPU:0" if tf.config.list_logical_devices("GPU") and images.nbytes <= _RESIDENT_BYTES else None
 
 
 def _device() -> str:

@@ -50,6 +50,14 @@ def train(trial: Trial, work: Work) -> Result:
     return run_trial(trial, work, lambda unreadable, step: None, lambda epoch: None)
 
 
+def train_resident(trial: Trial, work: Work) -> Result:
+    """As on a GPU: the images are on the device, and picked and augmented there. Here the device is the CPU."""
+    from orchestrator import trial as room
+
+    room._roomy_device = lambda images: "CPU:0"
+    return train(trial, work)
+
+
 def train_and_die(trial: Trial, work: Work, epochs: int) -> None:
     """Train, and be killed as the machine's power would do it: in the middle of the epoch after `epochs`."""
     start_worker()
@@ -112,6 +120,13 @@ def test_a_trial_of_one_epoch_is_the_start_of_one_of_three(
     alone = worker.submit(train, trial, work).result()
     assert alone.digests[1] == undisturbed.digests[1]
     assert alone.history[0].val_loss == undisturbed.history[0].val_loss
+
+
+def test_images_on_the_device_give_the_same_weights(undisturbed: Result, tmp_path: Path) -> None:
+    """What a GPU does in place of tf.data, batch by batch, in an order and with changes that are the same."""
+    work, (trial,) = work_in(tmp_path)
+    with new_worker() as pool:
+        assert same(pool.submit(train_resident, trial, work).result(), undisturbed)
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 2])

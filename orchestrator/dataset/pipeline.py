@@ -59,10 +59,8 @@ def training_batches(
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         first = tf.where(epoch == start_step // steps, tf.constant(start_step % steps, tf.int64), 0)
-        order = _shuffled(source, rows, epoch)[first * batch_size :]
-        return _batches(
-            source, order, batch_size, _matrices(_draws(source, epoch), *source.data.image_size, source.augment)
-        )
+        order, matrices = lay_out_epoch(source, rows, epoch)
+        return _batches(source, order[first * batch_size :], batch_size, matrices)
 
     return (
         tf.data.Dataset.range(start_step // steps, epochs)
@@ -70,6 +68,21 @@ def training_batches(
         .prefetch(4)
         .with_options(thread_options(source.threads))
     )
+
+
+def lay_out_epoch(source: Source, rows: tf.Tensor, epoch: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The epoch's order of `rows` ((n,) int64), and how each image of the source is changed ((images, 6))."""
+    epoch = tf.cast(epoch, tf.int64)
+    matrices = _matrices(_draws(source, epoch), *source.data.image_size, source.augment)
+    return _shuffled(source, rows, epoch), matrices
+
+
+def batch_at(
+    source: Source, order: tf.Tensor, matrices: tf.Tensor, first: tf.Tensor, size: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What training_batches yields for `size` images from `first` of the order on, worked out where the caller runs."""
+    picked = order[first : first + size]
+    return _finish(source, matrices, picked, tf.gather(source.images, picked))
 
 
 def validation_batches(source: Source, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
@@ -83,21 +96,12 @@ def validation_batches(source: Source, rows: np.ndarray, batch_size: int) -> tf.
 
 def _batches(source: Source, order: tf.Tensor, batch_size: int, matrices: tf.Tensor | None) -> tf.data.Dataset:
     """The images in `order`, batch by batch, changed as the matrices say ((n, 6), one for every image)."""
-
-    def finish(picked: tf.Tensor, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        found = (
-            tf.cast(images, tf.float32)
-            if matrices is None
-            else _resample(images, tf.gather(matrices, picked), source.augment)
-        )
-        return found * SCALE, tf.gather(source.labels, picked)
-
     parallel = source.threads if source.threads > 1 else None  # in order all the same
     if source.images is not None:
 
         def pick(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             picked = order[step * batch_size : (step + 1) * batch_size]
-            return finish(picked, tf.gather(source.images, picked))
+            return _finish(source, matrices, picked, tf.gather(source.images, picked))
 
         steps = -(-tf.size(order, tf.int64) // batch_size)
         return tf.data.Dataset.range(steps).map(pick, num_parallel_calls=parallel)
@@ -108,8 +112,19 @@ def _batches(source: Source, order: tf.Tensor, batch_size: int, matrices: tf.Ten
         .unbatch()
         .map(lambda row, blob: (row, decode(blob, size, resize)), num_parallel_calls=parallel)
         .batch(batch_size)
-        .map(finish)
+        .map(lambda picked, images: _finish(source, matrices, picked, images))
     )
+
+
+def _finish(
+    source: Source, matrices: tf.Tensor | None, picked: tf.Tensor, images: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The picked images, changed and scaled, and their labels."""
+    if matrices is None:
+        changed = tf.cast(images, tf.float32)
+    else:
+        changed = _resample(images, tf.gather(matrices, picked), source.augment)
+    return changed * SCALE, tf.gather(source.labels, picked)
 
 
 def _shuffled(source: Source, rows: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
