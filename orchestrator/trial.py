@@ -451,6 +451,8 @@ class _Saver:
             if not usable():
                 training.resume(fresh)
         except (ValueError, KeyError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+            if training.work.again:  # it is of a longer trial, which is done
+                return
             aside = training.run.put_aside_checkpoint(training.trial.id)
             print(f"trial {training.trial.id} starts anew; its checkpoint is in {aside}: {error}", flush=True)
 
