@@ -453,8 +453,8 @@ class Bucket(Store):
             for attempt in _attempts(self._client):
                 with attempt:
                     result = obstore.get(self._client, path)
-                    return bytes(result.bytes()), result.meta
-        raise AssertionError("unreachable")
+                    break
+            return bytes(result.bytes()), result.meta
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
         data, meta = self._get(key)

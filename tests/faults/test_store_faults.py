@@ -146,7 +146,11 @@ class TestPasses:
         objects = list(store.list("many"))
         random.Random(0).shuffle(objects)
         for seed, fault in enumerate((SLOW_DOWN, RESET, CLOSE, STALL, Fault(delay_s=0.1))):
-            rule = sometimes(fault, 0.02 if fault is STALL else 0.15, seed)
+            now_and_then = sometimes(fault, 0.02 if fault is STALL else 0.15, seed)
+
+            def rule(request: Request, now_and_then: Rule = now_and_then) -> Fault | None:
+                return now_and_then(request) if request.count <= 3 else None  # as many as are retried
+
             stage(proxy, rule)
             assert list(store.read_many(objects, in_flight=16)) == [blobs[o.key] for o in objects], fault
             again = sum(
