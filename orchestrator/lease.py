@@ -52,7 +52,8 @@ class Lease:
         self.lost, self.exclusive = False, True
 
     def __enter__(self) -> "Lease":
-        version = self._store.write_if_absent(KEY, self._text())
+        # a look first: a store that ignores conditions would write over another's
+        version = None if _read(self._store)[1] else self._store.write_if_absent(KEY, self._text())
         while version is None:
             version = self._replace_stale()
         if ignored := self._store.write_if_absent(KEY, self._text()):  # there is one: ours

@@ -70,7 +70,8 @@ def running(folder: Path, anyone: bool = False) -> Iterator[Seaweedfs]:
         process = subprocess.Popen(
             _command(program, folder, ports),
             cwd=folder,  # it reads *.toml from the current folder first
-            env={**os.environ, "GOMEMLIMIT": "400MiB"},
+            # it would take keys that it finds in its environment for somebody it has to know
+            env={k: v for k, v in os.environ.items() if not k.startswith("AWS_")} | {"GOMEMLIMIT": "400MiB"},
             stdout=out,
             stderr=subprocess.STDOUT,
         )
@@ -102,9 +103,10 @@ def _configure(folder: Path, access_key: str, secret_key: str, anyone: bool) -> 
         "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
         "actions": ["Admin", "Read", "List", "Tagging", "Write"],
     }
-    config = folder / "s3.json"
-    config.touch(mode=0o600)
-    config.write_text(json.dumps({"identities": [] if anyone else [identity]}))
+    if not anyone:
+        config = folder / "s3.json"
+        config.touch(mode=0o600)
+        config.write_text(json.dumps({"identities": [identity]}))
     # each bucket is a collection with its own volumes: grow them one at a time, not seven
     (folder / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\n")
     return folder / "server.log"
@@ -134,10 +136,11 @@ def _command(program: str, folder: Path, ports: list[int]) -> list[str]:
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
         "s3.localSocket": folder / "s3.sock",
-        "s3.config": folder / "s3.json",
         "s3.allowDeleteBucketNotEmpty": "false",
         "s3.autoCreateBucket": "false",
     }
+    if (folder / "s3.json").exists():
+        flags["s3.config"] = folder / "s3.json"
     return [program, f"-logdir={folder / 'log'}", "server", *(f"-{name}={value}" for name, value in flags.items())]
 
 
