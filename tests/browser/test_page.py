@@ -41,7 +41,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(120_000)  # a browser's first page on a cold machine
         page.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: heard.append(f"error: {error}"))
         page.on("dialog", lambda dialog: heard.append(f"dialog: {dialog.message}"))
@@ -75,7 +75,7 @@ def column(page: Page, name: str) -> list[str]:
 def scroll_through(page: Page) -> None:
     """Bring every section onto the screen, and wait for its charts."""
     for section in page.locator("main > section").all():
-        section.scroll_into_view_if_needed()
+        section.evaluate("section => section.scrollIntoView()")
         for chart in section.locator(".chart").all():
             chart.locator(".main-svg, .why").first.wait_for()
 

@@ -155,7 +155,7 @@ def lesser(
 
 def test_a_store_without_conditional_writes(lesser: str, monkeypatch: pytest.MonkeyPatch, tried: Note) -> None:
     """It is found out when the lease is taken, which then goes by a look: a second driver is refused all the same."""
-    monkeypatch.setattr(room, "RENEW_S", 0.05)
+    monkeypatch.setattr(room, "RENEW_S", 0.5)  # seldom enough that a look and its write are not torn apart
     monkeypatch.setattr(room, "STALE_S", 5.0)
     lost = threading.Event()
     with Lease(open_store(lesser), lost.set) as first:

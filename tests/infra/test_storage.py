@@ -1,5 +1,7 @@
 """infra/aws/storage.yaml: linted, deployed to a mocked AWS, and its policy compared with the calls really made."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +121,24 @@ def test_the_role_may_do_what_the_program_does_and_nothing_else(
         tags = boto3.Session().client("s3").get_object_tagging(Bucket=BUCKET, Key=checkpoint["Key"])["TagSet"]
     assert made == set(allowed)
     assert tags == [{"Key": "kind", "Value": "checkpoint"}]
+
+
+def test_a_grid_runs_on_the_deployed_bucket_as_the_deployed_role(stack: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the keys that the worker's role gives for an hour, from images in the bucket to a board in it."""
+    role = boto3.Session().client("iam").get_role(RoleName="batch-orchestrator-worker")["Role"]["Arn"]
+    keys = boto3.Session().client("sts").assume_role(RoleArn=role, RoleSessionName="worker")["Credentials"]
+    fill(open_store(f"s3://{BUCKET}/few"), class_folder({"cat": 12, "dog": 12}))
+    env = {
+        **os.environ,
+        "AWS_ACCESS_KEY_ID": keys["AccessKeyId"],
+        "AWS_SECRET_ACCESS_KEY": keys["SecretAccessKey"],
+        "AWS_SESSION_TOKEN": keys["SessionToken"],
+        "ORCHESTRATOR_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    line = ["--data", f"s3://{BUCKET}/few", "--output", f"s3://{BUCKET}/runs", "--name", "deployed", "--json"]
+    grid = [sys.executable, "-m", "orchestrator.grid", *line, "--set", "data.image_size=16"]
+    small = ["--set", "grid={batch_size: [8], epochs: [1]}"]
+    done = subprocess.run([*grid, *small], env=env, cwd=tmp_path, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [row["status"] for row in json.loads(done.stdout)] == ["ok"]
+    assert "leaderboard.parquet" in {o.key for o in open_store(f"s3://{BUCKET}/runs/deployed").list()}
