@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-test grid submit test faults bench bench-full bench-stream lint audit constraints clean
+.PHONY: help setup setup-test grid submit test faults bench bench-full bench-stream bench-scale lint audit constraints clean
 
 # With it set, the libraries' bytecode would not be kept, and importing TensorFlow takes 11 s instead of 4.5 s.
 unexport PYTHONDONTWRITEBYTECODE
@@ -43,6 +43,9 @@ bench-full: $(VENV)/.ready-bench build/jpegs ## The same with 5, 10 and 20 epoch
 bench-stream: $(VENV)/.ready-bench build/jpegs ## Streaming from an object store against its parts; minutes
 	$(PYTHON) tests/benchmarks/bench_pipeline.py
 	$(PYTHON) tests/benchmarks/bench_stream.py build/jpegs $(ARGS)
+
+bench-scale: $(VENV)/.ready-bench ## What large grids cost the orchestrator itself, measured and simulated; ten minutes
+	$(PYTHON) tests/benchmarks/bench_scale.py $(ARGS)
 
 lint: setup-test ## Check the code with ruff
 	$(PYTHON) -m ruff check .

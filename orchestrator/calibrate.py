@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import statistics
-import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -27,8 +26,10 @@ from orchestrator.errors import BadInput, exit_on_bad_input
 from orchestrator.forecast import FIRST_GUESS, Pace
 from orchestrator.model import read_code
 from orchestrator.plan import Counts, Trial, clock, make_plan
+from orchestrator.predict import without_chatter
 from orchestrator.result import Epoch, Result, now
 from orchestrator.run import Run, Work
+from orchestrator.scratch import scratch
 from orchestrator.spec import Data, validate
 from orchestrator.store import Store, open_store
 
@@ -75,11 +76,11 @@ def main(
 
 def measure(precisions: tuple[str, ...]) -> Pace:
     """Train the grid, on every core or GPU at once: they are in each other's way as in a real run. Raises BadInput."""
-    with tempfile.TemporaryDirectory(prefix="orchestrator-") as folder, _alone(f"{folder}/cache"):
-        _make_images(Path(folder) / "images")
+    with scratch() as folder, _alone(f"{folder}/cache"):
+        _make_images(folder / "images")
         grid = {"batch_size": list(BATCH_SIZES), "precision": list(precisions)}
         tree: dict[str, Any] = {"name": "calibration", "data": {"uri": f"{folder}/images"}, "grid": grid}
-        tree |= {"output": folder, "train": {"epochs": EPOCHS, "checkpoint_every_s": 3600.0}}
+        tree |= {"output": str(folder), "train": {"epochs": EPOCHS, "checkpoint_every_s": 3600.0}}
         began = time.monotonic()
         from orchestrator import fanout  # here, so that reading a calibration loads no Ray, and loading it is measured
 
@@ -91,7 +92,8 @@ def measure(precisions: tuple[str, ...]) -> Pace:
             plan = make_plan(spec, counts, index.digest, read_code(spec.model, []))
             seen = _Seen()
             run = Run(open_store(f"{folder}/run", create=True))
-            fanout.fan_out(Work(spec, index, images, run), cluster, plan.trials, seen, threading.Event())
+            never = threading.Event()
+            fanout.fan_out(Work(spec, index, images, run), cluster, plan.trials, seen, stop=never, kill=never)
         closing_s = time.monotonic() - seen.last_end_s
         if seen.why or not seen.results:
             raise BadInput(f"nothing could be measured: {seen.why or 'no trial ended'}")
@@ -113,10 +115,10 @@ def _alone(cache: str) -> Iterator[None]:
 
 
 def _fill_image_s(images: Store, index: Index, data: Data) -> float:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     for side in (data.image_size[0] // 2, data.image_size[0] - 1):  # the first one loads TensorFlow
         began = time.monotonic()
-        open_cache(index, images, data.model_copy(update={"image_size": (side, side)}))
+        with without_chatter():
+            open_cache(index, images, data.model_copy(update={"image_size": (side, side)}))
     return (time.monotonic() - began) / len(index)
 
 
@@ -133,14 +135,17 @@ class _Seen:
     def started(self, trial_id: str) -> None:
         self._since[trial_id] = time.monotonic()
 
-    def ready(self, unreadable: dict[int, str]) -> None:
+    def ready(self, trial_id: str, behind: float, unreadable: dict[int, str]) -> None:
         self.first_ready_s = self.first_ready_s or time.monotonic()
 
     def refused(self, trial: Trial, why: str) -> None:
         self.why = why
 
-    def may_start(self, trial: Trial, node_type: str | None, node_share: float) -> bool:
+    def may_start(self, trial: Trial, behind: float, node_type: str | None, node_share: float) -> bool:
         return True
+
+    def say(self, line: str) -> None:
+        print(line)
 
     def over(self) -> bool:
         return bool(self.why)

@@ -4,15 +4,14 @@ Made locally and then put, so that a run folder in a bucket has them too. tensor
 """
 
 import hashlib
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from orchestrator.plan import Point
 from orchestrator.result import Epoch, Result
 from orchestrator.run import Run
+from orchestrator.scratch import scratch
 
 _SCALARS = tuple(name for name in Epoch.model_fields if name != "epoch")
 
@@ -29,7 +28,7 @@ def write_events(
         axes = hashlib.sha256(repr(sorted(point.values)).encode()).hexdigest()[:8]
         name = f"events.out.tfevents.{axes}"
         old = there.get(point.id, ())
-        if name not in old:
+        if set(old) != {name}:
             ended = datetime.fromisoformat(result.finished_at).timestamp() if result.finished_at else 0.0
             data = encode(hyperparameters(point), result.history[: point.epochs], ended)
             run.replace_events(point.id, old, name, data)
@@ -45,8 +44,8 @@ def encode(values: Mapping[str, Any], history: Collection[Epoch], ended: float) 
     """An event file. values: of the HParams tab. ended: seconds since 1970, of the last epoch."""
     from tensorboardX.record_writer import RecordWriter
 
-    with tempfile.TemporaryDirectory(prefix="orchestrator-") as folder:
-        path = Path(folder) / "events"
+    with scratch() as folder:
+        path = folder / "events"
         writer = RecordWriter(str(path))
         for event in _events(values, history, ended):
             writer.write(event.SerializeToString())

@@ -7,9 +7,7 @@ lie the predictions for the validation images, as training had them at that epoc
 import contextlib
 import hashlib
 import io
-import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import keras
@@ -22,8 +20,10 @@ from orchestrator.dataset.pipeline import SCALE
 from orchestrator.dataset.stream import decode
 from orchestrator.errors import BadInput
 from orchestrator.model import read_classes
+from orchestrator.plan import points_of
 from orchestrator.result import Epoch, Exported, merit, ranked_by
 from orchestrator.run import CANDIDATES, Keep, Work, versions
+from orchestrator.scratch import scratch
 from orchestrator.store import StoreError
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ class Exporter:
     Of `all`, each milestone's; of `best`, the one milestone's that ranks first, among those of the candidates.
     """
 
-    def __init__(self, training: "Training", work: Work) -> None:
-        self._training, self._work = training, work
+    def __init__(self, training: "Training", work: Work, say: Callable[[str], None]) -> None:
+        self._training, self._work, self._say = training, work, say
         self._prefix = "" if work.keep is Keep.all else CANDIDATES
-        self._points = dict(zip(training.trial.milestones, training.trial.points, strict=True))
+        self._points = {point.epochs: point for point in points_of(training.trial, work.spec.axes)}
         self._there: set[int] = set()  # milestones whose models lie in the run folder
 
     def look(self) -> bool:
@@ -68,8 +68,8 @@ class Exporter:
         """
         if not self._training.history or self._work.keep is Keep.none:
             return True
-        for milestone, point_id in self._points.items():
-            found = self._work.run.read_model(f"{self._prefix}{point_id}")
+        for milestone, point in self._points.items():
+            found = self._work.run.read_model(f"{self._prefix}{point.id}")
             if found and found.epoch == self._epoch(milestone).epoch:
                 self._there.add(milestone)
         past = any(self._weights(milestone) is None for milestone in self._wanted())
@@ -84,7 +84,7 @@ class Exporter:
             try:
                 self._write(milestone, *weights)
             except (StoreError, OSError) as error:  # training goes on: the driver finds that it is missing
-                print(f"trial {self._training.trial.id}: no model written: {error}", flush=True)
+                self._say(f"trial {self._training.trial.id}: no model written: {error}")
 
     def _wanted(self) -> list[int]:
         """Milestones that have been reached, and whose models are to be written."""
@@ -120,21 +120,22 @@ class Exporter:
 
     def _write(self, milestone: int, weights: Sequence[np.ndarray] | None, probabilities: np.ndarray | None) -> None:
         training, epoch, spec = self._training, self._epoch(milestone), self._work.spec
+        point = self._points[milestone]
         with _lent(training.model, weights):
             keras_file = _to_bytes(training.model)
             digest = weights_digest(training.model)
         if probabilities is None:
-            probabilities = self._training.evaluate()[1].numpy()
+            _, probabilities = self._training.evaluate()
         facts = Exported(
             classes=list(self._work.index.classes),
             image_size=training.settings.data.image_size,
             resize=training.settings.data.resize,
             scale=SCALE,
-            point_id=self._points[milestone],
-            trial_id=training.trial.id,
-            values={name: training.trial.values.get(name, milestone) for name in spec.axes},
-            seed=training.trial.seed,
-            epochs=milestone,
+            point_id=point.id,
+            trial_id=point.trial_id,
+            values=dict(point.values),
+            seed=point.seed,
+            epochs=point.epochs,
             epoch=epoch.epoch,
             metric=spec.metric,
             metrics={name: getattr(epoch, name) for name in ("val_accuracy", "val_loss", "accuracy", "loss")},
@@ -147,7 +148,7 @@ class Exporter:
         self._work.run.write_model(f"{self._prefix}{facts.point_id}", keras_file, validation, facts)
         if self._work.keep is Keep.best:
             for beaten in self._there:
-                self._work.run.delete_model(f"{self._prefix}{self._points[beaten]}")
+                self._work.run.delete_models([f"{self._prefix}{self._points[beaten].id}"])
             self._there.clear()
         self._there.add(milestone)
 
@@ -171,7 +172,7 @@ class Exporter:
             }
         )
         out = io.BytesIO()
-        pq.write_table(table, out)
+        pq.write_table(table, out, write_page_checksum=True)
         return out.getvalue()
 
     def _pictures(self, rows: np.ndarray) -> Iterator[tf.Tensor]:
@@ -229,15 +230,15 @@ def load(data: bytes, name: str, model: str) -> keras.Model:
 
 
 def _load(data: bytes, custom: dict[str, type]) -> keras.Model:
-    with tempfile.TemporaryDirectory(prefix="orchestrator-") as folder:
-        path = Path(folder) / "model.keras"
+    with scratch() as folder:
+        path = folder / "model.keras"
         path.write_bytes(data)
         return keras.saving.load_model(path, custom_objects=custom, compile=False, safe_mode=True)
 
 
 def _to_bytes(model: keras.Model) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="orchestrator-") as folder:
-        path = Path(folder) / "model.keras"
+    with scratch() as folder:
+        path = folder / "model.keras"
         model.save(path)
         return path.read_bytes()
 

@@ -83,7 +83,7 @@ def orchestrate(
 ) -> int:
     """The whole line. Raises BadInput.
 
-    Returns the exit status: 0 all ok, 1 some point failed, 3 the budget was used up, 130 interrupted.
+    Returns the exit status: 0 all ok, 1 some point failed or was left, 3 the budget was used up, 130 interrupted.
     """
     images = open_store(spec.data.uri)
     images.check()
@@ -104,7 +104,8 @@ def orchestrate(
     gathered = _Gathered(run, plan, run.read_results(), spec, keep)
     stands = standing(plan, gathered.done, before["points"] if before else ())
     if plan_only:
-        slots = spec.resources.max_concurrent or max(1, (os.cpu_count() or 1) // spec.resources.cpus_per_trial)
+        cores = max(1, (os.cpu_count() or 1) // spec.resources.cpus_per_trial)
+        slots = min(cores, spec.resources.max_concurrent or cores)
         todo = remaining(plan, gathered.done)
         about = _describe_index(index, counts, images.uri)
         text = describe(plan, spec, about, run.store.uri, stands, slots, todo, pace)
@@ -121,13 +122,14 @@ def orchestrate(
             interrupted = _train(work, plan, gathered, takeover, console)
         else:
             with Lease(run.store, gathered.kill.set, takeover) as gathered.lease, _signals(gathered.interrupt):
-                _take(run, gathered.lease, console)
+                _take(run, keep, gathered.lease, console)
                 run.write_plan(to_yaml(spec), plan.shared, [point.id for point in plan.points])
                 _finish(work, plan, gathered, None, console)
             interrupted = gathered.interrupted
         gathered.refuse_if_lost()
     except KeyboardInterrupt:
         interrupted = True
+    gathered.running.clear()  # even where the run folder was never taken
     status = _report(gathered.board(), gathered.history(), run, spec, interrupted, gathered.left_out, as_json)
     if mlflow and not interrupted:
         points, best = winner.trained(plan, gathered.results), winner.winner(plan, gathered.board())
@@ -143,7 +145,8 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
     if not takeover:
         refuse_if_held(work.run.store)
     todo = remaining(plan, gathered.done)
-    trial_mb = max(gpu_memory_mb(settle(work.spec, trial.values), plan.counts) for trial in todo)
+    alike = {(trial.values.get("batch_size"), trial.values.get("image_size")): trial.values for trial in todo}
+    trial_mb = max(gpu_memory_mb(settle(work.spec, values), plan.counts) for values in alike.values())
     with fanout.connect(work.spec.resources, trial_mb) as cluster, contextlib.ExitStack() as held:
         console.out(
             f"{work.spec.name}: {many(len(plan.points), 'point')}, {many(len(todo), 'trial')} of {len(plan.trials)} "
@@ -154,7 +157,7 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
             """The data and the model will do: take the run folder."""
             skipped = _skipped(work.index, unreadable, work.spec)
             gathered.lease = held.enter_context(Lease(work.run.store, gathered.kill.set, takeover))
-            _take(work.run, gathered.lease, console)
+            _take(work.run, work.keep, gathered.lease, console)
             gathered.take(work.run.read_results())  # another driver may have been at work until now
             work.run.write_plan(to_yaml(work.spec), plan.shared, [point.id for point in plan.points])
             work.run.write_dataset(_facts(work.index, unreadable, work.spec))
@@ -165,19 +168,26 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
         gathered.begin = begin
         gathered.progress = held.enter_context(Progress(plan, todo, work.spec.metric, max(1, cluster.slots), console))
         with _signals(gathered.interrupt):
-            fanout.fan_out(work, cluster, todo, gathered, gathered.stop, gathered.kill)
+            try:
+                fanout.fan_out(work, cluster, todo, gathered, gathered.stop, gathered.kill)
+            except BadInput as error:  # Ray is gone: what there is goes into the tables
+                gathered.refusal = str(error)
+                gathered.stop.set()
+            gathered.take_folder({})  # where no trial came to its first step, their failures are rows all the same
             if gathered.lease and gathered.lease.holds():
                 _finish(work, plan, gathered, cluster, console)
+            elif gathered.lease and gathered.lease.trouble and not gathered.lease.lost:
+                raise gathered.lease.trouble  # the tables are as they were, and nobody may take them for the end
         if gathered.refusal:
             raise BadInput(gathered.refusal)
     return gathered.interrupted
 
 
-def _take(run: Run, lease: Lease, console: Console) -> None:
+def _take(run: Run, keep: Keep, lease: Lease, console: Console) -> None:
     """The run folder is ours: put it in order, and say what the person should know of it."""
     if not lease.exclusive:
         console.out(f"{run.store.uri} knows no conditional writes: see to it that only one driver at a time writes it")
-    for aside in run.tidy():
+    for aside in run.tidy(keep):
         console.out(f"a table was damaged, and is made anew; what was there is in {aside}")
 
 
@@ -202,7 +212,10 @@ def _place_models(work: Work, plan: Plan, gathered: "_Gathered", cluster: "Clust
 
     with contextlib.nullcontext(cluster) if cluster else fanout.connect(work.spec.resources) as cluster:
         again = _Again(gathered.results, console)
-        fanout.fan_out(dataclasses.replace(work, again=True), cluster, todo, again, gathered.stop, gathered.kill)
+        try:
+            fanout.fan_out(dataclasses.replace(work, again=True), cluster, todo, again, gathered.stop, gathered.kill)
+        except BadInput as error:  # the board is whole without
+            console.out(f"models: {error}")
     if not gathered.stop.is_set() and gathered.lease.holds() and (left := place()):
         console.out(f"models: still without one: {', '.join(point for trial in left for point in trial.points)}")
 
@@ -216,14 +229,17 @@ class _Again:
     def started(self, trial_id: str) -> None:
         self._console.out(f"models: training {trial_id} again")
 
-    def ready(self, unreadable: Mapping[int, str]) -> None:
+    def ready(self, trial_id: str, behind: float, unreadable: Mapping[int, str]) -> None:
         pass
 
-    def may_start(self, trial: Trial, node_type: str | None, node_share: float) -> bool:
+    def may_start(self, trial: Trial, behind: float, node_type: str | None, node_share: float) -> bool:
         return True
 
     def over(self) -> bool:
         return False
+
+    def say(self, line: str) -> None:
+        self._console.out(line)
 
     def refused(self, trial: Trial, why: str) -> None:
         self._console.out(f"models: {trial.id} could not be trained again: {why}")
@@ -251,7 +267,7 @@ class _Gathered:
     def __init__(self, run: Run, plan: Plan, results: Mapping[str, Result], spec: Spec, keep: Keep) -> None:
         self._run, self._plan, self._spec, self._keep = run, plan, spec, keep
         self.results = dict(results)
-        self._running: set[str] = set()
+        self.running: set[str] = set()
         self._next_write = 0.0
         self.begin: Callable[[Mapping[int, str]], None]
         self.progress: Progress
@@ -281,11 +297,16 @@ class _Gathered:
         self.stop.set()
 
     def started(self, trial_id: str) -> None:
-        self._running.add(trial_id)
+        self.running.add(trial_id)
         self._write_if_due()
         self.progress.started(trial_id)
 
-    def ready(self, unreadable: Mapping[int, str]) -> None:
+    def ready(self, trial_id: str, behind: float, unreadable: Mapping[int, str]) -> None:
+        self.take_folder(unreadable)
+        self.progress.ready(trial_id, behind)
+
+    def take_folder(self, unreadable: Mapping[int, str]) -> None:
+        """Begin, if that is yet to be done and nobody wants it to stop."""
         if self.lease is None and not (self.stop.is_set() or self.kill.is_set()):
             try:
                 self.begin(unreadable)
@@ -301,7 +322,7 @@ class _Gathered:
         else:
             self.ended(Result(trial_id=trial.id, status="failed", epochs=trial.milestones[-1], error=why))
 
-    def may_start(self, trial: Trial, node_type: str | None, node_share: float) -> bool:
+    def may_start(self, trial: Trial, behind: float, node_type: str | None, node_share: float) -> bool:
         usd = price(self._spec.resources, node_type)
         if usd is None and self._spec.budget.max_usd is not None:
             self.refusal = (
@@ -311,7 +332,7 @@ class _Gathered:
             self.kill.set()
             return False
         rate = (usd or 0.0) * node_share / 3600
-        starts = self._meter.start(trial.id, time.monotonic(), self.progress.expected_s(trial), rate)
+        starts = self._meter.start(trial.id, time.monotonic(), self.progress.expected_s(trial.id, behind), rate)
         if not starts:
             self._put_back(trial.id)
         return starts
@@ -320,61 +341,55 @@ class _Gathered:
         if self.stop.is_set() or not self._meter.used_up(time.monotonic()):
             return False
         self.left_out = True
-        for trial_id in list(self._running):
+        for trial_id in list(self.running):
             self._put_back(trial_id)
         return True
 
     def _put_back(self, trial_id: str) -> None:
         """The budget has nothing left for it."""
         self.left_out = True
-        self._running.discard(trial_id)
+        self.running.discard(trial_id)
         self.progress.put_back(trial_id)
+
+    def say(self, line: str) -> None:
+        self.progress.warn(line)
 
     def epoch(self, trial_id: str, epoch: Epoch) -> None:
         self.progress.epoch(trial_id, epoch)
 
     def ended(self, result: Result) -> None:
-        self._running.discard(result.trial_id)
+        self.running.discard(result.trial_id)
         self._meter.end(result.trial_id, time.monotonic())
         self.results[result.trial_id] = result
         self._write_if_due()
-        self._write_events_and_let_models_go(result)
         self.progress.ended(result)
 
     def board(self) -> pa.Table:
         stopping = self._spec.train.early_stopping
         resources = self._spec.resources
-        return build_board(self._plan, self.results, self._running, self._spec.metric, stopping, resources)
+        return build_board(self._plan, self.results, self.running, self._spec.metric, stopping, resources)
 
     def history(self) -> pa.Table:
         return build_history(self.results)
 
     def write(self) -> None:
-        """Write the tables, and TensorBoard's events, as they stand when nothing runs."""
-        self._running.clear()
+        """Write the tables as they stand when nothing runs, and those of TensorBoard's events that no worker wrote."""
+        self.running.clear()
         self._run.write_tables(self.board(), self.history())
         write_events(self._run, winner.trained(self._plan, self.results), self.results, self._run.list_events())
 
-    def _write_events_and_let_models_go(self, result: Result) -> None:
-        if self.lease is None or self.lease.lost or result.status != "ok":
-            return
-        points = winner.trained(self._plan, self.results)
-        try:
-            write_events(self._run, [p for p in points if p.trial_id == result.trial_id], self.results, {})
-            if self._keep is Keep.best:
-                winner.let_go(self._run, self._plan, self.results, winner.winner(self._plan, self.board()))
-        except StoreError as error:  # both are done once more at the end
-            self.progress.say(f"events and models of {result.trial_id} have to wait: {error}")
-
     def _write_if_due(self) -> None:
-        """A tenth of the time at most goes into the tables, however large they are."""
+        """At most a tenth of the time goes into the tables, however large, and into models that were beaten."""
         if self.lease is None or time.monotonic() < self._next_write or not self.lease.holds():
             return
         began = time.monotonic()
         try:
-            self._run.write_tables(self.board(), self.history())
+            board = self.board()
+            self._run.write_tables(board, self.history())
+            if self._keep is Keep.best:
+                winner.let_go(self._run, self._plan, self.results, winner.winner(self._plan, board))
         except StoreError as error:  # the results are safe, and the next write brings the tables up to date
-            self.progress.say(f"the leaderboard could not be written: {error}")
+            self.say(f"the leaderboard could not be written: {error}")
         self._next_write = time.monotonic() + 9 * (time.monotonic() - began)
 
 
@@ -471,7 +486,7 @@ def _report(
             f"The same command goes on from here, with as much again"
         )
         return FAILED if count["failed"] else USED_UP
-    return FAILED if count["failed"] else DONE
+    return FAILED if count["failed"] or left else DONE
 
 
 @contextlib.contextmanager
@@ -496,4 +511,9 @@ def _signals(act: Callable[[], None]) -> Iterator[None]:
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if "orchestrator.fanout" in sys.modules:  # something was trained
+            sys.modules["orchestrator.fanout"].exit_past_ray(end.code or 0)
+        raise

@@ -32,6 +32,7 @@ class Lease:
 
     Attributes:
         lost: Somebody else drives this run now.
+        trouble: Why the lease could not be renewed the last time; None where it was.
         exclusive: The store refuses a second driver by itself. Where it knows no conditional writes, only a look at
             owner.json before each write does, and two drivers that start in the same moment may both go on.
     """
@@ -50,6 +51,7 @@ class Lease:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self.lost, self.exclusive = False, True
+        self.trouble: StoreError | None = None
 
     def __enter__(self) -> "Lease":
         # a look first: a store that ignores conditions would write over another's
@@ -94,8 +96,10 @@ class Lease:
                 version = self._store.replace_if_unchanged(KEY, self._text(), self._version)
                 if version is None and _read(self._store)[0].get("token") == self._owner["token"]:
                     version = _read(self._store)[1]  # our own write, whose answer got lost
-            except StoreError:
-                return  # the store may come back; until then nobody else can write either
+            except StoreError as error:
+                self.trouble = error  # the store may come back; until then nobody else can write either
+                return
+            self.trouble = None
             if version:
                 self._version, self._renewed = version, began
             elif not self.lost:

@@ -3,8 +3,8 @@
 import hashlib
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.errors import BadInput
@@ -37,7 +37,8 @@ class Trial:
         id: 12 hex digits of SHA-256 over all that decides its weights: the same trial has the same id everywhere.
         values: Axis values but epochs.
         milestones: Epoch counts at which a point is read off, ascending; the last is how long it trains.
-        forecast_s: Predicted worker time in seconds; trials start longest first.
+        forecast_s: Predicted worker time in seconds; trials start longest first. Of what `remaining` gives: of the
+            epochs that are left.
         points: Id of the point at each milestone.
     """
 
@@ -47,6 +48,10 @@ class Trial:
     milestones: tuple[int, ...]
     forecast_s: float
     points: tuple[str, ...]
+
+    def left_s(self, behind: float) -> float:
+        """Worker time of a whole trial that is left after so many epochs, in seconds."""
+        return self.forecast_s * (1 - behind / self.milestones[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,23 +107,31 @@ def make_plan(
         axis_path(name): value for name, value in code.defaults.items() if name not in axes and name not in AXIS_PATHS
     }
     shared = {**shared_settings(spec), **model_args, "index": index_digest, "model source": code.digest}
-    fixed = [f"{path}={canonical(value)}" for path, value in shared.items()]
+    fixed = sorted(f"{path}={canonical(value)}" for path, value in shared.items())
     points: list[Point] = []
     seen: dict[str, str] = {}
     milestones: dict[str, dict[int, str]] = {}  # trial -> epochs -> point
     owners: dict[str, tuple[Mapping[str, Any], int]] = {}
-    for given, where in _combinations(spec):
-        if len(given) < len(axes) and (unknown := [name for name in axes if name not in {**defaults, **given}]):
-            raise BadInput(f"{where} must name {unknown[0]}, to which the model {spec.model} gives no plain default")
-        values = {name: given[name] if name in given else defaults[name] for name in axes}
+    named: dict[tuple[Any, ...], Any] = {}  # what decides a trial's weights -> the hash of all that does
+    streams: dict[Any, bool] = {}  # by image size
+    for values, texts, where in _combinations(spec, defaults):
         epochs = values.get("epochs", spec.train.epochs)
-        own = [f"{paths[name]}={canonical(value)}" for name, value in values.items() if name != "epochs"]
-        if counts.packed and is_streamed(settle(spec, values).data, counts.training + counts.validation):
-            own.append("streamed=True")  # shards that are streamed are shuffled in windows
         for seed in spec.seeds:
-            trained = "\n".join(sorted([*fixed, *own, f"seed={seed}"] + ([] if share_epochs else [f"alone={epochs}"])))
-            trial_id = _digest(trained)
-            point_id = _digest(f"{trained}\ntrain.epochs={epochs}")
+            key = (*(text for name, text in texts.items() if name != "epochs"), seed, None if share_epochs else epochs)
+            trained = named.get(key)
+            if trained is None:
+                own = [f"{paths[name]}={text}" for name, text in texts.items() if name != "epochs"]
+                own += [f"seed={seed}"] + ([] if share_epochs else [f"alone={epochs}"])
+                if counts.packed:
+                    size = values.get("image_size")
+                    if size not in streams:
+                        streams[size] = is_streamed(settle(spec, values).data, counts.training + counts.validation)
+                    own += ["streamed=True"] * streams[size]  # shards that are streamed are shuffled in windows
+                named[key] = trained = hashlib.sha256("\n".join(sorted([*fixed, *own])).encode())
+            trial_id = _short(trained)
+            of_point = trained.copy()
+            of_point.update(f"\ntrain.epochs={epochs}".encode())
+            point_id = _short(of_point)
             if point_id in seen:
                 raise BadInput(
                     f"{where} is the same as {seen[point_id]}: each point must stand once; remove one of them"
@@ -145,9 +158,22 @@ def make_plan(
     return Plan(axes, tuple(points), tuple(trials), counts, shared)
 
 
+def points_of(trial: Trial, axes: Collection[str]) -> tuple[Point, ...]:
+    """The points that a trial serves, as the plan has them, in the order of its milestones."""
+    return tuple(
+        Point(point_id, trial.id, {name: trial.values.get(name, epochs) for name in axes}, trial.seed, epochs)
+        for epochs, point_id in zip(trial.milestones, trial.points, strict=True)
+    )
+
+
 def remaining(plan: Plan, done: Mapping[str, int]) -> tuple[Trial, ...]:
     """Trials still to train, longest first. done: trial id -> epochs that its result covers."""
-    return tuple(trial for trial in plan.trials if done.get(trial.id, 0) < trial.milestones[-1])
+    left = [
+        replace(trial, forecast_s=trial.left_s(done.get(trial.id, 0)))
+        for trial in plan.trials
+        if done.get(trial.id, 0) < trial.milestones[-1]
+    ]
+    return tuple(sorted(left, key=lambda trial: -trial.forecast_s))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -288,23 +314,34 @@ def _outlook_lines(plan: Plan, spec: Spec, slots: int, todo: Collection[Trial], 
         yield f"  time    about {clock(hours * 3600)}{cost} on {where}"
 
 
-def _combinations(spec: Spec) -> Iterator[tuple[dict[str, Any], str]]:
-    """Every point but for its seed, with where in the spec it stands."""
-    excluded = [[(name, canonical(value)) for name, value in rule.items()] for rule in spec.exclude]
+def _combinations(spec: Spec, defaults: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, str], str]]:
+    """Every point but for its seed: axis -> value, the same in canonical texts, and where in the spec it stands.
+
+    An axis that a point leaves out stands at its default.
+    """
+    excluded = [{name: canonical(value) for name, value in rule.items()}.items() for rule in spec.exclude]
     used = [False] * len(excluded)
 
-    def taken_out(values: Mapping[str, Any]) -> bool:
-        hits = [all(name in values and canonical(values[name]) == value for name, value in rule) for rule in excluded]
+    def taken_out(texts: Mapping[str, str]) -> bool:
+        hits = [rule <= texts.items() for rule in excluded]
         for i, hit in enumerate(hits):
             used[i] = used[i] or hit
         return any(hits)
 
-    for combination in itertools.product(*spec.grid.values()) if spec.grid else ():
-        values = dict(zip(spec.grid, combination, strict=True))
-        if not (excluded and taken_out(values)):
-            yield values, "a point of the grid"
-    for i, values in enumerate(spec.points):
-        yield values, f"points[{i}]"
+    others = [name for name in spec.axes if name not in spec.grid]
+    if spec.grid:
+        rest = _fill(others, defaults, "a point of the grid", spec)
+        rest_texts = {name: canonical(value) for name, value in rest.items()}
+        as_texts = ([canonical(value) for value in values] for values in spec.grid.values())
+        pairs = zip(itertools.product(*spec.grid.values()), itertools.product(*as_texts), strict=True)
+        for values, texts in pairs:
+            told = dict(zip(spec.grid, texts, strict=True))
+            if not (excluded and taken_out(told)):
+                yield dict(zip(spec.grid, values, strict=True)) | rest, told | rest_texts, "a point of the grid"
+    for i, given in enumerate(spec.points):
+        values = _fill([name for name in spec.axes if name not in given], defaults, f"points[{i}]", spec) | given
+        values = {name: values[name] for name in spec.axes}
+        yield values, {name: canonical(value) for name, value in values.items()}, f"points[{i}]"
     if not all(used):
         i = used.index(False)
         raise BadInput(
@@ -312,13 +349,21 @@ def _combinations(spec: Spec) -> Iterator[tuple[dict[str, Any], str]]:
         )
 
 
+def _fill(names: Iterable[str], defaults: Mapping[str, Any], where: str, spec: Spec) -> dict[str, Any]:
+    """What these axes stand at in a point that leaves them out."""
+    for name in names:
+        if name not in defaults:
+            raise BadInput(f"{where} must name {name}, to which the model {spec.model} gives no plain default")
+    return {name: defaults[name] for name in names}
+
+
 def _defaults(spec: Spec, code: Code) -> dict[str, Any]:
     """What an axis stands at in a point that leaves it out."""
     return code.defaults | {name: getattr(getattr(spec, part), field) for name, (part, field) in AXIS_PATHS.items()}
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def _short(digest: Any) -> str:
+    return digest.hexdigest()[:12]
 
 
 def _brief(value: Any) -> str:

@@ -141,7 +141,7 @@ class _Encoded:
 
 def predict(data: bytes, facts: Exported, name: str, pictures: Sequence[Picture]) -> dict[int, np.ndarray | str]:
     """For each picture, by its number: (classes,) float32 probabilities, or why it cannot be read. Raises BadInput."""
-    with _without_chatter():
+    with without_chatter():
         import tensorflow as tf
 
         from orchestrator import export
@@ -164,7 +164,7 @@ def predict(data: bytes, facts: Exported, name: str, pictures: Sequence[Picture]
 
 
 @contextlib.contextmanager
-def _without_chatter() -> Iterator[None]:
+def without_chatter() -> Iterator[None]:
     """What TensorFlow's libraries say as they are loaded, of processors and drivers, obeys no setting."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()

@@ -1,5 +1,6 @@
 """Progress: a live table on a terminal, plain lines in a job log. Takes what fan-out tells and shows it."""
 
+import itertools
 import time
 
 from rich.console import Console, Group
@@ -16,20 +17,24 @@ _LINES = 12  # trials shown at once, however many run
 class Progress:
     """Shows a run while it goes on. Use as a context manager round the fan-out.
 
-    metric: the spec's; slots: trials that run at once; results: what was there before.
+    todo: as plan.remaining gives it. metric: the spec's. slots: trials that run at once.
     """
 
     def __init__(self, plan: Plan, todo: tuple[Trial, ...], metric: str, slots: int, console: Console) -> None:
         self._trials = {trial.id: trial for trial in plan.trials}
-        self._todo = {trial.id: trial for trial in todo}
+        self._todo = {trial.id: trial for trial in todo}  # longest first
+        self._todo_s = sum(trial.forecast_s for trial in todo)
         self._metric, self._slots, self._console = metric, slots, console
         self._running: dict[str, Epoch | None] = {}
+        self._behind: dict[str, float] = {}  # epochs that those at work have behind them
         self._ended = self._failed = 0
         self._best: tuple[float, str] | None = None
         self._began = time.monotonic()
         self._pace = 1.0  # measured over forecast
         self._measured_s = self._forecast_s = 0.0
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._live = None
+        if console.is_terminal:
+            self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._table)
 
     def __enter__(self) -> "Progress":
         if self._live:
@@ -43,11 +48,15 @@ class Progress:
     def started(self, trial_id: str) -> None:
         self._running[trial_id] = None
         self._slots = max(self._slots, len(self._running))  # nodes may join
-        self._show()
+
+    def ready(self, trial_id: str, behind: float) -> None:
+        """A worker took it up after so many epochs."""
+        self._behind[trial_id] = behind
 
     def epoch(self, trial_id: str, epoch: Epoch) -> None:
         trial = self._trials[trial_id]
         self._running[trial_id] = epoch
+        self._behind[trial_id] = epoch.epoch
         self._measured_s += epoch.train_s + epoch.validate_s
         self._forecast_s += trial.forecast_s / trial.milestones[-1]
         self._pace = self._measured_s / self._forecast_s if self._forecast_s else 1.0
@@ -65,8 +74,9 @@ class Progress:
 
     def ended(self, result: Result) -> None:
         trial = self._trials[result.trial_id]
-        self._running.pop(result.trial_id, None)
-        self._todo.pop(result.trial_id, None)
+        self.put_back(result.trial_id)
+        if left := self._todo.pop(result.trial_id, None):
+            self._todo_s -= left.forecast_s
         self._ended += 1
         self._failed += result.status == "failed"
         what = f"failed: {result.error}" if result.status == "failed" else "ok"
@@ -76,30 +86,39 @@ class Progress:
         )
 
     def put_back(self, trial_id: str) -> None:
-        """It was not begun after all."""
+        """It is not at work any more."""
         self._running.pop(trial_id, None)
-        self._show()
+        self._behind.pop(trial_id, None)
 
-    def expected_s(self, trial: Trial) -> float:
-        """Worker time of a whole trial, at the pace of the epochs so far."""
-        return trial.forecast_s * self._pace
+    def expected_s(self, trial_id: str, behind: float) -> float:
+        """Worker time of what a trial has left after so many epochs, at the pace of the epochs so far."""
+        return self._trials[trial_id].left_s(behind) * self._pace
 
     def _left_s(self) -> float:
-        """Worker time still to spend, spread over the slots."""
-        done = {i: (e.epoch / self._trials[i].milestones[-1] if e else 0.0) for i, e in self._running.items()}
-        left = [trial.forecast_s * (1 - done.get(i, 0.0)) * self._pace for i, trial in self._todo.items()]
-        return max([sum(left) / self._slots, *left]) if left else 0.0
+        """Worker time still to spend, spread over the slots; it takes as long as trials run, however many wait."""
+        longest_s, done_s = 0.0, 0.0
+        for trial_id in list(self._running):
+            if todo := self._todo.get(trial_id):  # or it has just ended, in the other thread
+                behind = self._behind.get(trial_id)
+                left_s = todo.forecast_s if behind is None else self._trials[trial_id].left_s(behind)
+                done_s += todo.forecast_s - left_s
+                longest_s = max(longest_s, left_s)
+        first = list(itertools.islice(self._todo, len(self._running) + 1))  # one of these waits, if any does
+        if waiting := next((trial_id for trial_id in first if trial_id not in self._running), None):
+            longest_s = max(longest_s, self._todo[waiting].forecast_s)
+        return max((self._todo_s - done_s) / self._slots, longest_s) * self._pace
 
     def say(self, line: str) -> None:
         """A line of the job log; a terminal has its table."""
-        if self._live:
-            self._show()
-        else:
+        if not self._live:
             self._console.out(line)
 
-    def _show(self) -> None:
-        if not self._live:
-            return
+    def warn(self, line: str) -> None:
+        """What a person should read wherever they look: a terminal has it above its table."""
+        self._console.out(line)
+
+    def _table(self) -> Group:
+        """What a terminal shows, asked for four times a second, in another thread."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("trial", "epoch", "val_accuracy", "val_loss", "images/s"):
             table.add_column(name, justify="left" if name == "trial" else "right")
@@ -128,4 +147,4 @@ class Progress:
             f"{f', {self._failed} failed' if self._failed else ''}  {clock(time.monotonic() - self._began)} gone, "
             f"about {clock(self._left_s())} left"
         )
-        self._live.update(Group(table, *([Text(f"and {more} more")] if more > 0 else []), Text(best), Text(status)))
+        return Group(table, *([Text(f"and {more} more")] if more > 0 else []), Text(best), Text(status))

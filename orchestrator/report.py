@@ -18,13 +18,12 @@ from importlib.resources import files
 from typing import Annotated, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 
 from orchestrator import __version__, board, leaderboard, statistics
 from orchestrator.errors import BadInput, exit_on_bad_input
 from orchestrator.result import now
-from orchestrator.run import BEST, DATASET, REPORT, SKIPPED, SPEC, Run
+from orchestrator.run import BEST, DATASET, REPORT, SKIPPED, SPEC, VALIDATION, Run, read_parquet
 from orchestrator.store import open_store
 
 _MOST_EPOCHS = 100_000  # in all curves together: about 3 MB; longer ones are thinned out
@@ -146,10 +145,15 @@ def _effects(table: pa.Table, axes: Sequence[str]) -> dict[str, Any] | None:
 
 def _validation(run: Run, classes: Sequence[str]) -> dict[str, Any] | None:
     """The winner's confusion matrix (rows: the class that it is), and its worst classified images, worst first."""
-    data = run.read_if_there(f"models/{BEST}-validation.parquet")
+    data = run.read_if_there(VALIDATION)
     if data is None:
         return None
-    rows = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pylist()
+    try:
+        rows = read_parquet(data).to_pylist()
+    except (pa.ArrowException, OSError):
+        raise BadInput(
+            f"{VALIDATION} in {run.store.uri} is damaged: run the grid again to have it made anew, or delete it"
+        ) from None
     place = {name: i for i, name in enumerate(classes)}
     matrix = [[0] * len(classes) for _ in classes]
     for row in rows:

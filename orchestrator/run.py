@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
@@ -36,6 +36,7 @@ SKIPPED = "skipped.json"
 DATASET = "dataset.json"
 REPORT = "report.html"
 BEST = "best"
+VALIDATION = f"models/{BEST}-validation.parquet"
 CANDIDATES = "candidates/"
 
 
@@ -152,9 +153,9 @@ class Run:
         for end in (".json", ".keras", "-validation.parquet"):
             (folder / f"{name}{end}").write_bytes(self.store.read(f"models/{name}{end}"))
 
-    def delete_model(self, name: str) -> None:
-        for end in (".json", ".keras", "-validation.parquet"):
-            self.store.delete(f"models/{name}{end}")
+    def delete_models(self, names: Sequence[str]) -> None:
+        self.store.delete_many([f"models/{name}.json" for name in names])  # first: without it a model is not whole
+        self.store.delete_many([f"models/{name}{end}" for name in names for end in (".keras", "-validation.parquet")])
 
     def list_events(self) -> dict[str, list[str]]:
         """Point -> names of its files with TensorBoard's events."""
@@ -188,10 +189,14 @@ class Run:
         """Replace report.html."""
         self.store.write(REPORT, page.encode(errors="replace"))  # a folder's name need not be Unicode
 
-    def tidy(self) -> list[str]:
+    def tidy(self, keep: Keep = Keep.best) -> list[str]:
         """Clear up after killed drivers; returns where damaged tables were put. Only the holder of the lease may."""
         self.store.sweep()
-        return [self._put_aside(key) for key in (BOARD, HISTORY) if not self._is_whole(key)]
+        tables = [BOARD, HISTORY, *([] if keep is Keep.none else [VALIDATION])]
+        damaged = [key for key in tables if not self._is_whole(key)]
+        if VALIDATION in damaged:
+            self.store.delete(f"models/{BEST}.json")  # so the model is made again, and its predictions with it
+        return [self._put_aside(key) for key in damaged]
 
     def _is_whole(self, key: str) -> bool:
         data = self.read_if_there(key)

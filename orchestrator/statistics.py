@@ -8,13 +8,14 @@ many are compared.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
 
 from orchestrator.plan import clock, label, many
 
+_MOST_LEVELS = 200  # of an axis, in a grid with holes
 _SIGN_TEST = 6  # so many equal differences have a chance of 2^-5 in a fair game, under 5%
 
 
@@ -321,25 +322,29 @@ def spread(value: Estimate) -> str:
 
 
 def effects(ranked: Sequence[Configuration], axes: Sequence[str]) -> Effects | None:
-    """What each axis does to the mean over the seeds; None where no axis has two values."""
+    """What each axis does to the mean over the seeds; None where no axis has two values.
+
+    Where the configurations are no full grid, axes of more than 200 values are left out.
+    """
     levels = {axis: _ordered([each.values[axis] for each in ranked]) for axis in axes}
     varied = [axis for axis in axes if len(levels[axis]) > 1]
+    exact = len(ranked) == math.prod(len(levels[axis]) for axis in varied)
+    if not exact:  # with holes in the grid, so many values say nothing one by one
+        varied = [axis for axis in varied if len(levels[axis]) <= _MOST_LEVELS]
     if not varied:
         return None
     score = np.array([each.score.mean for each in ranked])
-    codes = {axis: np.array([levels[axis].index(each.values[axis]) for each in ranked]) for axis in varied}
-    exact = len(ranked) == math.prod(len(levels[axis]) for axis in varied)
+    numbers = {axis: {value: number for number, value in enumerate(levels[axis])} for axis in varied}
+    codes = {axis: np.array([numbers[axis][each.values[axis]] for each in ranked]) for axis in varied}
     centred = score - score.mean()
     total = float(centred @ centred)
-    # On a full grid the additive model's parts are the marginal means, and their covariances with the score the exact
-    # shares; so one calculation serves both.
-    blocks = [np.eye(len(levels[axis]))[codes[axis]] for axis in varied]
-    fitted = np.linalg.lstsq(np.hstack(blocks), centred, rcond=None)[0]
     found, share = [], {}
-    for axis, block in zip(varied, blocks, strict=True):
-        part, fitted = fitted[: block.shape[1]], fitted[block.shape[1] :]
-        part = part - (block @ part).mean()
-        share[axis] = _share(float((block @ part) @ centred), total)
+    for axis, part in zip(varied, _additive([codes[axis] for axis in varied], centred, exact), strict=True):
+        code = codes[axis]
+        part -= part[code].mean()
+        share[axis] = _share(float(part[code] @ centred), total)
+        count = np.bincount(code)
+        apart = np.bincount(code, (score - (np.bincount(code, score) / count)[code]) ** 2)
         found.append(
             Effect(
                 axis,
@@ -348,8 +353,8 @@ def effects(ranked: Sequence[Configuration], axes: Sequence[str]) -> Effects | N
                     Level(
                         value,
                         float(score.mean() + part[i]),
-                        float(np.std(score[codes[axis] == i], ddof=1)) if (codes[axis] == i).sum() > 1 else None,
-                        int((codes[axis] == i).sum()),
+                        float((apart[i] / (count[i] - 1)) ** 0.5) if count[i] > 1 else None,
+                        int(count[i]),
                     )
                     for i, value in enumerate(levels[axis])
                 ),
@@ -362,6 +367,22 @@ def effects(ranked: Sequence[Configuration], axes: Sequence[str]) -> Effects | N
         pairs[a, b] = max(0.0, _share(float(means[both] @ centred), total) - share[a] - share[b])
     found.sort(key=lambda effect: -effect.share)
     return Effects(tuple(found), pairs, max(0.0, 1.0 - sum(share.values())) if total else 0.0, exact)
+
+
+def _additive(codes: Sequence[np.ndarray], centred: np.ndarray, exact: bool) -> list[np.ndarray]:
+    """What every value adds, by least squares. codes: of each axis, every configuration's value as a number.
+
+    On a full grid these are the marginal means, and their covariances with the score the exact shares.
+    """
+    if exact:
+        return [np.bincount(code, centred) / np.bincount(code) for code in codes]
+    ends = np.cumsum([code.max() + 1 for code in codes])
+    columns = [code + end - (code.max() + 1) for code, end in zip(codes, ends, strict=True)]
+    together = np.zeros((ends[-1], ends[-1]))  # how often two values stand in one configuration
+    for a, b in product(columns, columns):
+        np.add.at(together, (a, b), 1.0)
+    sums = np.concatenate([np.bincount(code, centred) for code in codes])
+    return np.split(np.linalg.lstsq(together, sums, rcond=None)[0], ends[:-1])
 
 
 def _share(part: float, total: float) -> float:

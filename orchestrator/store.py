@@ -196,6 +196,11 @@ class Store(ABC):
         """The object's bytes."""
         return self.read_versioned(key)[0]
 
+    def delete_many(self, keys: Iterable[str], in_flight: int = 32) -> None:
+        """Delete objects, `in_flight` at once; fine where there is none."""
+        for _ in _in_order(((0, self.delete, (key,)) for key in keys), in_flight):
+            pass
+
     def read_many(self, objects: Iterable[Object], in_flight: int = 128) -> Iterator[bytes]:
         """Each object's bytes, in the order given, with at most `in_flight` objects and 64 MiB held (or one object).
 

@@ -6,17 +6,16 @@ the same command again logs what is missing, and nothing twice.
 
 import importlib.util
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import BadInput
 from orchestrator.plan import Plan, Point, label
 from orchestrator.result import Epoch, Result
 from orchestrator.run import Run
+from orchestrator.scratch import scratch
 from orchestrator.store import one_line
 
 if TYPE_CHECKING:
@@ -61,9 +60,9 @@ def log(
         if best and (facts := run.read_model("best")) and facts.point_id == best.id:
             run_id, tags = there[best.id]
             if tags.get(MODEL) != facts.weights:
-                with tempfile.TemporaryDirectory(prefix="orchestrator-") as folder:
-                    run.fetch_model("best", Path(folder))
-                    client.log_artifacts(run_id, folder, "model")
+                with scratch() as folder:
+                    run.fetch_model("best", folder)
+                    client.log_artifacts(run_id, str(folder), "model")
                 client.set_tag(run_id, MODEL, facts.weights)
             if WINNER not in tags:
                 client.set_tag(run_id, WINNER, "true")

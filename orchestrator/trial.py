@@ -4,6 +4,7 @@ A trial is a function of (settings, seed, data): to the bit on a CPU with one th
 on, whoever trained in this process before.
 """
 
+import contextlib
 import gc
 import io
 import math
@@ -13,7 +14,7 @@ import resource
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,8 +36,9 @@ from orchestrator.dataset.pipeline import (
 )
 from orchestrator.dataset.stream import Encoded
 from orchestrator.errors import BadInput
+from orchestrator.events import write_events
 from orchestrator.export import Exporter, check_savable, weights_digest
-from orchestrator.plan import Trial
+from orchestrator.plan import Trial, points_of
 from orchestrator.result import Epoch, Result, now, ranked_by
 from orchestrator.run import Keep, Work
 from orchestrator.spec import Data, EarlyStopping, Settings, settle
@@ -94,17 +96,19 @@ def check_gpu() -> None:
 def run_trial(
     trial: Trial,
     work: Work,
-    ready: Callable[[dict[int, str], int], None],
+    ready: Callable[[dict[int, str], float], None],
     report: Callable[[Epoch], None],
     stopping: Callable[[], bool] = lambda: False,
     node: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
 ) -> Result | None:
     """Train one trial, from its checkpoint if it has one; write its result into the run folder and give it back.
 
     ready: called before the first step with what this node cannot read, row of the index -> reason, and with how many
-    steps the checkpoint has behind it.
+    epochs the checkpoint has behind it, begun ones in part.
     report: called after each epoch. node: fields of the result that say where it was trained.
     stopping: asked about once a second; when it says so, the state is written to the checkpoint and None given back.
+    say: called with a line that a person should read, from any thread.
     A failure becomes a Result with status "failed", which is not written: the next run tries it again. But BadInput
     before `ready` is raised: the data, the model's output or the node's disk will do for no trial.
     """
@@ -121,12 +125,12 @@ def run_trial(
     training, begun = None, False
     try:
         settings = settle(work.spec, trial.values)
-        cache = _cache(work, settings.data)
+        cache = _cache(work, settings.data, say)
         training = Training(settings, trial, work, cache)
-        saver, exporter = _Saver(training), Exporter(training, work)
+        saver, exporter = _Saver(training, say), Exporter(training, work, say)
         saver.restore(exporter.look)
         begun = True
-        ready(cache.bad, len(training.history) * training.steps + training.step)
+        ready(cache.bad, len(training.history) + training.step / training.steps)
         if not training.train(saver, exporter, report, stopping):
             return None
         result = Result(
@@ -140,6 +144,7 @@ def run_trial(
         )
         if not work.again:
             work.run.write_result(result)
+            _write_events(trial, work, result)
     except Exception as error:  # the one boundary: whatever a trial dies of becomes a row
         if isinstance(error, BadInput) and not begun:
             raise
@@ -155,6 +160,12 @@ def run_trial(
     finally:
         keras.backend.clear_session()
     return result
+
+
+def _write_events(trial: Trial, work: Work, result: Result) -> None:
+    """What TensorBoard shows of the trial's points. What does not get through, the driver writes when the run ends."""
+    with contextlib.suppress(StoreError, OSError):  # the trial itself is safe
+        write_events(work.run, points_of(trial, work.spec.axes), {trial.id: result}, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,24 +252,27 @@ class Training:
         batch_size = self.settings.train.batch_size
         full_steps, rest = divmod(len(self.rows), batch_size)
         take = self._resident_feed() if self.resident else self._piped_feed()
-        stretch = 8
+        stretch = _Stretch()
+
+        def stopped() -> bool:
+            if stopping():
+                saver.save()
+                saver.close()
+                return True
+            saver.save_if_due()
+            return False
+
         while not self.over:
             while self.step < self.steps:
                 size, ahead = (batch_size, full_steps - self.step) if self.step < full_steps else (rest, 1)
-                count = min(stretch, ahead)
-                began = time.perf_counter()
-                take(count, size)
-                took_s = time.perf_counter() - began
+                with stretch.of(ahead) as count:
+                    take(count, size)
                 self.step += count
-                self.spent_s += took_s
-                if count == stretch and took_s < _STRETCH_S / 2:
-                    stretch *= 2
-                if stopping():
-                    saver.save()
-                    saver.close()
+                self.spent_s += stretch.took_s
+                if stopped():
                     return False
-                saver.save_if_due()
-            self._finish_epoch()
+            if not self._finish_epoch(stopped):
+                return False
             report(self.history[-1])
             if len(self.history) in self.trial.milestones or self.over:
                 exporter.export()  # before the checkpoint: what that says is past lies in the run folder
@@ -302,11 +316,13 @@ class Training:
             self.history, self.settings.train.early_stopping
         )
 
-    def _finish_epoch(self) -> None:
+    def _finish_epoch(self, stopped: Callable[[], bool]) -> bool:
+        """Validate, and add the epoch to the history; False where it was stopped before."""
         loss, correct, seen = self.totals.numpy()
         began = time.perf_counter()
-        sums, probabilities = self.evaluate()
-        val_loss, val_correct, val_seen = sums.numpy()
+        if (found := self.evaluate(stopped)) is None:
+            return False
+        (val_loss, val_correct, val_seen), probabilities = found
         validate_s = time.perf_counter() - began
         epoch = len(self.history) + 1
         if not math.isfinite(loss) or not math.isfinite(val_loss):
@@ -328,21 +344,23 @@ class Training:
         )
         self.totals.assign(tf.zeros(3, tf.float64))
         self.step, self.spent_s = 0, 0.0
-        self.probabilities = probabilities.numpy()
+        self.probabilities = probabilities
         metric = self.work.spec.metric
         best = ranked_by(self.history, self.restores_best, metric).epoch
         if best == epoch and (self.restores_best or metric == "best_val_accuracy"):
             self.kept = Kept(epoch, [np.array(v) for v in self.model.variables], self.probabilities)
         if epoch in self.trial.milestones:
             self.digests[epoch] = weights_digest(self.model)
+        return True
 
     def _functions(self) -> tuple[Callable, Callable, Callable]:
         model, optimizer, totals, per_image = self.model, self.optimizer, self.totals, self._per_image
-        resident = self.resident
+        resident, pick = self.resident, tf.autograph.experimental.do_not_convert(batch_at)
         variables = model.trainable_variables
 
         def regularisation() -> tf.Tensor:
-            return tf.add_n(model.losses) if model.losses else tf.constant(0.0)
+            parts = [tf.cast(part, tf.float32) for part in model.losses]  # those of activations may be half as wide
+            return tf.add_n(parts) if parts else tf.constant(0.0)
 
         def one_step(images: tf.Tensor, labels: tf.Tensor) -> None:
             with tf.GradientTape() as tape:
@@ -355,6 +373,8 @@ class Training:
                 tf.stack([tf.cast(loss, tf.float64) * count, tf.cast(tf.reduce_sum(correct), tf.float64), count])
             )
 
+        # only the loops below need autograph: turning over all that they call took 0.4 s of a worker's first trial
+        @tf.autograph.experimental.do_not_convert
         def one_batch(batch: tuple[tf.Tensor, tf.Tensor], size: int) -> None:
             one_step(*(tf.ensure_shape(part, (size, *part.shape[1:])) for part in batch))
 
@@ -368,26 +388,41 @@ class Training:
             order: tf.Tensor, matrices: tf.Tensor, first: tf.Tensor, count: tf.Tensor, size: int
         ) -> None:
             for i in tf.range(count):
-                one_batch(batch_at(resident, order, matrices, first + i * size, size), size)
+                one_batch(pick(resident, order, matrices, first + i * size, size), size)
+
+        @tf.autograph.experimental.do_not_convert
+        def judge(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            output = tf.cast(model(images, training=False), tf.float32)
+            losses, correct = per_image(labels, output)
+            found = tf.stack([tf.reduce_sum(losses), tf.reduce_sum(correct), tf.cast(tf.size(correct), tf.float32)])
+            found = tf.cast(found, tf.float64)
+            return output, found + tf.stack([tf.cast(regularisation(), tf.float64) * found[2], 0.0, 0.0])
 
         @tf.function(jit_compile=False)
-        def add_up(batches: tf.data.Iterator, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            sums = tf.zeros(3, tf.float64)
+        def add_up(batches: tf.data.Iterator, count: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             outputs = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=(None, model.output_shape[1]))
             for i in tf.range(count):
-                images, labels = next(batches)
-                output = tf.cast(model(images, training=False), tf.float32)
+                output, found = judge(*next(batches))
                 outputs = outputs.write(i, output)
-                losses, correct = per_image(labels, output)
-                found = tf.stack([tf.reduce_sum(losses), tf.reduce_sum(correct), tf.cast(tf.size(correct), tf.float32)])
-                sums += tf.cast(found, tf.float64)
-            return sums + tf.stack([tf.cast(regularisation(), tf.float64) * sums[2], 0.0, 0.0]), outputs.concat()
+                sums += found  # in the same order, wherever the stretches end
+            return sums, outputs.concat()
 
         validation = validation_batches(self.source, self.validation_rows, _VALIDATION_BATCH)
-        count = tf.constant(math.ceil(len(self.validation_rows) / _VALIDATION_BATCH))
+        stretch = _Stretch()
 
-        def evaluate() -> tuple[tf.Tensor, tf.Tensor]:
-            return add_up(iter(validation), count)
+        def evaluate(stopped: Callable[[], bool] = lambda: False) -> tuple[np.ndarray, np.ndarray] | None:
+            """Sums of losses, correct and images, and the output for all validation images; None where `stopped`."""
+            batches, left = iter(validation), math.ceil(len(self.validation_rows) / _VALIDATION_BATCH)
+            sums, outputs = tf.zeros(3, tf.float64), []
+            while True:
+                with stretch.of(left) as count:
+                    sums, output = add_up(batches, tf.constant(count), sums)
+                outputs.append(output.numpy())
+                left -= count
+                if not left:
+                    return sums.numpy(), np.concatenate(outputs)
+                if stopped():
+                    return None
 
         return train_piped, train_resident, evaluate
 
@@ -427,11 +462,30 @@ class Training:
         return [*self.model.variables, *self.optimizer.variables, self.totals]
 
 
+class _Stretch:
+    """How many steps are taken at once inside TensorFlow: as many as take about _STRETCH_S."""
+
+    def __init__(self) -> None:
+        self._steps, self.took_s = 1, 0.0
+
+    @contextlib.contextmanager
+    def of(self, ahead: int) -> Iterator[int]:
+        """Take as many as it gives, `ahead` at most; afterwards `took_s` says how long that was."""
+        count = min(self._steps, ahead)
+        began = time.perf_counter()
+        yield count
+        self.took_s = time.perf_counter() - began
+        if self.took_s > 2 * _STRETCH_S:
+            self._steps = max(1, self._steps // 2)
+        elif count == self._steps and self.took_s < _STRETCH_S / 2:
+            self._steps *= 2
+
+
 class _Saver:
     """Writes checkpoints off the training thread, one at a time, each replacing the last one whole."""
 
-    def __init__(self, training: Training) -> None:
-        self._training, self._thread = training, None
+    def __init__(self, training: Training, say: Callable[[str], None]) -> None:
+        self._training, self._say, self._thread = training, say, None
         self._every_s = training.settings.train.checkpoint_every_s
         self._last = time.monotonic()
         self._failed: list[Exception] = []  # why the last ones could not be written; none since one could
@@ -450,11 +504,11 @@ class _Saver:
             training.resume(_arrays(data))
             if not usable():
                 training.resume(fresh)
-        except (ValueError, KeyError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError) as error:
             if training.work.again:  # it is of a longer trial, which is done
                 return
             aside = training.run.put_aside_checkpoint(training.trial.id)
-            print(f"trial {training.trial.id} starts anew; its checkpoint is in {aside}: {error}", flush=True)
+            self._say(f"trial {training.trial.id} starts anew; its checkpoint is in {aside}: {error}")
 
     def save_if_due(self) -> None:
         if time.monotonic() - self._last >= self._every_s and not (self._thread and self._thread.is_alive()):
@@ -472,14 +526,14 @@ class _Saver:
         self._thread.start()
 
     def _write(self, arrays: dict[str, np.ndarray]) -> None:
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
         try:
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays)
             self._training.run.write_checkpoint(self._training.trial.id, buffer.getvalue())
             self._failed.clear()
-        except (StoreError, OSError) as error:  # training goes on: the next one may do
+        except (StoreError, OSError, MemoryError) as error:  # training goes on: the next one may do
             self._failed.append(error)
-            print(f"trial {self._training.trial.id}: no checkpoint written: {error}", flush=True)
+            self._say(f"trial {self._training.trial.id}: no checkpoint written: {_last_line(error)}")
 
     def close(self) -> None:
         """Wait until the last state is written: a grid that grows in epochs goes on from there."""
@@ -488,13 +542,16 @@ class _Saver:
 
 
 def _arrays(data: bytes) -> dict[str, np.ndarray]:
-    """What a checkpoint holds. Raises ValueError, among others, where it is damaged."""
+    """What a checkpoint holds. Raises ValueError where it is damaged."""
     file = io.BytesIO(data)
-    with zipfile.ZipFile(file) as parts:
-        if any(part.compress_type or part.file_size > len(data) for part in parts.infolist()):
-            raise ValueError("it is compressed, which ours are not")
-    with np.load(file, allow_pickle=False) as saved:
-        return dict(saved)
+    try:
+        with zipfile.ZipFile(file) as parts:
+            if any(part.compress_type or part.file_size > len(data) for part in parts.infolist()):
+                raise ValueError("it is compressed, which ours are not")
+        with np.load(file, allow_pickle=False) as saved:
+            return dict(saved)
+    except Exception as error:  # zipfile and NumPy have a dozen kinds, down to Python's tokenizer's
+        raise ValueError(f"it is damaged: {_last_line(error)}") from None
 
 
 class OneDevice:
@@ -557,11 +614,11 @@ _sources: dict[tuple[str, str], Encoded] = {}
 _caches: dict[tuple[str, str, tuple[int, int], str, float], Cache] = {}
 
 
-def _cache(work: Work, data: Data) -> Cache:
+def _cache(work: Work, data: Data, say: Callable[[str], None]) -> Cache:
     """This node's cache, opened and verified once per worker."""
     key = (work.images.uri, work.index.digest, data.image_size, data.resize, data.cache_limit_gb)
     if key not in _caches:
-        _caches[key] = open_cache(work.index, work.images, data)
+        _caches[key] = open_cache(work.index, work.images, data, say)
     return _caches[key]
 
 
@@ -570,6 +627,7 @@ def _encoded(work: Work) -> Encoded:
     key = (work.images.uri, work.index.digest)
     if key not in _sources:
         _sources[key] = Encoded(work.index, work.images)
+    _sources[key].failures.clear()  # what an earlier trial met
     return _sources[key]
 
 

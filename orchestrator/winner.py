@@ -32,9 +32,8 @@ def trained(plan: Plan, results: Mapping[str, Result]) -> list[Point]:
 def let_go(run: Run, plan: Plan, results: Mapping[str, Result], leader: Point | None) -> None:
     """Delete the candidates of finished trials, but those of the trial that leads."""
     done = {p.id for p in trained(plan, results) if leader is None or p.trial_id != leader.trial_id}
-    for name in run.list_models():
-        if name.removeprefix(CANDIDATES) in done and name.startswith(CANDIDATES):
-            run.delete_model(name)
+    candidates = (name for name in run.list_models() if name.startswith(CANDIDATES))
+    run.delete_models([name for name in candidates if name.removeprefix(CANDIDATES) in done])
 
 
 def put_in_place(

@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -14,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from seaweedfs import free_ports
 
 READY_S = 60.0
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -67,7 +68,7 @@ def head(
     node_types: as in the file of a `ray up` cluster: then the autoscaler runs, and a node is a set of processes here.
     Raises RuntimeError with the log where it does not come up within READY_S.
     """
-    gcs, dashboard, client, agent, agent_grpc = _free_ports(5)
+    gcs, dashboard, client, agent, agent_grpc = free_ports(5)
     token = secrets.token_hex(16)
     log = folder / "head.log"
     command = [
@@ -101,7 +102,7 @@ def node(server: Head, folder: Path, env: dict[str, str], cpus: int = 1, within:
     within: words before the command, such as those that lead into a network namespace; the last is then its address.
     """
     before, ip = (within[:-1], within[-1]) if within else ((), "127.0.0.1")
-    (agent,) = _free_ports(1)
+    (agent,) = free_ports(1)
     command = [
         *(*before, RAY, "start", "--block", f"--address={server.gcs}", f"--node-ip-address={ip}"),
         *(f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"),
@@ -180,14 +181,6 @@ def _fake_cluster(cpus: int, node_types: dict[str, Any], gcs_address: str) -> di
         "rsync_exclude": [],
         "rsync_filter": [],
     }
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
 
 
 def _wait_until_ready(process: subprocess.Popen, server: Head, log: Path) -> None:

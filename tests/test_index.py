@@ -5,7 +5,8 @@ import pickle
 import random
 import re
 import time
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ ODD_NAMES = ["a b.png", "a+b.png", "100%.png", "größe 日本 😀.png", "a#b?c
 class Listing(Folder):
     """A store of these objects, of which only the listing can be had."""
 
-    def __init__(self, objects: list[Object]) -> None:
+    def __init__(self, objects: Iterable[Object]) -> None:
         super().__init__("listing", "/nowhere", read_only=True)
         self.objects = objects
 
@@ -325,3 +326,17 @@ def test_a_hundred_thousand_images() -> None:
     print(f"\n100,000 images: {took_s:.2f} s, {len(sink.getvalue()) / 1e6:.1f} MB pickled")
     assert took_s < 10
     assert len(sink.getvalue()) < 15e6
+
+
+def test_a_large_index_is_small():
+    """Of 100,000 images, it and what building it takes: it goes to every node, and is kept by every driver."""
+    keys = (f"class-{i % 10}/photo-{i:012d}-of-some-length.jpg" for i in range(10**5))
+    listing = Listing(Object(key, 20_000, f"{i:032x}") for i, key in enumerate(keys))
+    tracemalloc.start()
+    index = index_of(listing)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30e6, "Python's own: pages of the listing, not the whole of it"
+    buffers: list[pickle.PickleBuffer] = []
+    size = len(pickle.dumps(index, protocol=5, buffer_callback=buffers.append))
+    assert size + sum(len(buffer.raw()) for buffer in buffers) < 20e6

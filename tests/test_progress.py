@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.model import Code
-from orchestrator.plan import Counts, Plan, make_plan
+from orchestrator.plan import Counts, Plan, make_plan, remaining
 from orchestrator.progress import Progress
 from orchestrator.result import Epoch, Result
 from orchestrator.spec import load_spec
@@ -57,6 +57,31 @@ def test_a_terminal_has_a_table_of_what_runs(plan: Plan) -> None:
     assert "1/2" in text
     assert f"best so far: val_accuracy 0.8000 (batch_size={plan.trials[0].values['batch_size']} epoch 2)" in text
     assert "1 trial done, 1 running, 0 waiting" in text
+
+
+def test_what_is_trained_already_is_not_waited_for(plan: Plan) -> None:
+    """A grid that grows in epochs, and a trial that goes on from its checkpoint: only the rest is still to come."""
+    first, second = plan.trials
+    todo = remaining(plan, {first.id: 1})
+    assert [trial.id for trial in todo] == [second.id, first.id]
+    assert todo[1].forecast_s == pytest.approx(first.forecast_s / 2)
+    progress = Progress(plan, todo, "val_accuracy", 1, Console(file=io.StringIO()))
+    progress.started(second.id)
+    assert progress._left_s() == pytest.approx(second.forecast_s + first.forecast_s / 2)
+    progress.ready(second.id, 0.5)
+    assert progress._left_s() == pytest.approx(0.75 * second.forecast_s + first.forecast_s / 2)
+    assert progress.expected_s(second.id, 0.5) == pytest.approx(0.75 * second.forecast_s)
+    assert progress.expected_s(first.id, 1) == pytest.approx(first.forecast_s / 2), "what is done is left out once"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_warning_is_seen_on_a_terminal_too(plan: Plan, terminal: bool) -> None:
+    """Above the table, and in a log."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=120, color_system=None, highlight=False, markup=False)
+    with Progress(plan, plan.trials, "val_loss", 1, console) as progress:
+        progress.warn("the cache was damaged")
+    assert "the cache was damaged" in out.getvalue()
 
 
 def test_a_failed_trial_says_why(plan: Plan) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from runs import HOSTILE, NASTY, add_winner, write_run
+from run_folders import HOSTILE, NASTY, add_winner, write_run
 
 from orchestrator.board import build_history
 from orchestrator.errors import BadInput
@@ -139,6 +139,10 @@ def test_the_winner_is_shown_by_its_validation_images(run: Run, tmp_path: Path):
 
 def test_a_file_of_the_winner_that_cannot_be_read_is_named(run: Run, tmp_path: Path):
     """One line, not a page without it."""
+    add_winner(run, tmp_path / "cats")
+    (tmp_path / "cats" / "models" / "best-validation.parquet").write_bytes(b"PAR1")
+    with pytest.raises(BadInput, match=r"best-validation\.parquet in .* is damaged"):
+        gather(run)
     (tmp_path / "cats" / "dataset.json").write_text("{")
     with pytest.raises(BadInput, match=r"dataset\.json in .* must be JSON"):
         gather(run)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -294,3 +295,17 @@ def test_values_stand_in_their_order():
     values = {each.axis: [level.value for level in each.levels] for each in found.axes}
     assert values["a"] == [5, 10, 20]
     assert set(values["b"]) == {"sgd", "adam"}
+
+
+def test_an_axis_of_thousands_of_values_takes_no_matrix_of_them():
+    """A random search over one axis: shares of a full grid; with holes it is left out, and the others are not."""
+    full = grid_of(lambda rate, size: rate + size, {"rate": [i / 3000 for i in range(3000)], "size": [0, 1]})
+    tracemalloc.start()
+    found = effects(full, ["rate", "size"])
+    holed = effects(full[1:], ["rate", "size"])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50e6
+    assert [(each.axis, len(each.levels)) for each in found.axes] == [("size", 2), ("rate", 3000)]
+    assert found.rest == pytest.approx(0, abs=1e-9)
+    assert [each.axis for each in holed.axes] == ["size"]

@@ -74,6 +74,14 @@ class TestContract:
         assert store.read("a") == bytes([19])
         assert len(set(versions)) == 20
 
+    def test_deletes_many_at_once(self, store: Store) -> None:
+        """More than are in flight; those that are not there are no trouble, and others stay."""
+        for i in range(50):
+            store.write(f"a/{i}", b"x")
+        store.write("b", b"x")
+        store.delete_many([*(f"a/{i}" for i in range(50)), "a/none"])
+        assert set(listed(store)) == {"b"}
+
     def test_odd_keys_stay_themselves(self, store: Store) -> None:
         """Spaces, signs, escapes, Unicode and 900 characters name exactly one object each."""
         for key in ODD_KEYS:

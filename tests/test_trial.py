@@ -1,11 +1,16 @@
 """Trials in real worker processes: exact wherever they stopped, whoever trained before them."""
 
+import contextlib
+import io
+import itertools
 import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +20,7 @@ from orchestrator.dataset.index import build_index
 from orchestrator.model import read_code
 from orchestrator.plan import Counts, Trial, make_plan
 from orchestrator.result import Epoch, Result
-from orchestrator.run import Run, Work
+from orchestrator.run import Keep, Run, Work
 from orchestrator.spec import AXIS_PATHS, load_spec
 from orchestrator.store import open_store
 
@@ -47,7 +52,51 @@ def start_worker() -> None:
 def train(trial: Trial, work: Work) -> Result:
     from orchestrator.trial import run_trial
 
-    return run_trial(trial, work, lambda unreadable, step: None, lambda epoch: None)
+    return run_trial(trial, work, lambda unreadable, behind: None, lambda epoch: None)
+
+
+def train_and_listen(trial: Trial, work: Work) -> tuple[Result, list[str]]:
+    """The result, and what the trial had to say to a person."""
+    from orchestrator.trial import run_trial
+
+    said: list[str] = []
+    return run_trial(trial, work, lambda unreadable, behind: None, lambda epoch: None, say=said.append), said
+
+
+def train_in_pieces(trial: Trial, work: Work) -> tuple[Result, list[float]]:
+    """It asks after every batch, and is stopped again and again; and the epochs behind it each time it went on."""
+    from orchestrator import trial as room
+
+    begun: list[float] = []
+    stretch_s, room._STRETCH_S = room._STRETCH_S, 0.0
+    result = None
+    while not result:
+        asks = iter(range((1, 15, 2, 9)[len(begun) % 4] - 1))
+        result = room.run_trial(
+            trial, work, lambda unreadable, behind: begun.append(behind), lambda epoch: None,
+            lambda asks=asks: next(asks, None) is None,
+        )  # fmt: skip
+    room._STRETCH_S = stretch_s
+    return result, begun
+
+
+def train_while_a_checkpoint_is_written(trial: Trial, work: Work) -> Result:
+    """The store takes its time over the first checkpoint: until two epochs are trained."""
+    from orchestrator.trial import run_trial
+
+    trained, write = threading.Event(), Run.write_checkpoint
+
+    def slowly(run: Run, trial_id: str, data: bytes) -> None:
+        assert trained.wait(60)
+        write(run, trial_id, data)
+
+    Run.write_checkpoint = slowly
+    try:
+        return run_trial(
+            trial, work, lambda unreadable, behind: None, lambda epoch: trained.set() if epoch.epoch == 2 else None
+        )
+    finally:
+        Run.write_checkpoint = write
 
 
 def train_resident(trial: Trial, work: Work) -> Result:
@@ -73,7 +122,7 @@ def train_and_die(trial: Trial, work: Work, epochs: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     room._Saver.save_if_due = die_after_saving
-    room.run_trial(trial, work, lambda unreadable, step: None, lambda epoch: None)
+    room.run_trial(trial, work, lambda unreadable, behind: None, lambda epoch: None)
 
 
 def new_worker() -> ProcessPoolExecutor:
@@ -132,18 +181,53 @@ def test_images_on_the_device_are_the_same_images(undisturbed: Result, tmp_path:
     assert result.history[2].val_loss == pytest.approx(undisturbed.history[2].val_loss, rel=0.02)
 
 
-@pytest.mark.parametrize("epochs", [0, 1, 2])
-def test_a_killed_trial_goes_on_exactly(
-    undisturbed: Result, worker: ProcessPoolExecutor, tmp_path: Path, epochs
-) -> None:
-    """SIGKILL in mid-epoch, then another worker: weights and metrics are those of a trial nobody disturbed."""
-    work, (trial,) = work_in(tmp_path, "train.checkpoint_every_s=0.001")
+def kill_in_mid_epoch(trial: Trial, work: Work, epochs: int) -> None:
     process = multiprocessing.get_context("spawn").Process(target=train_and_die, args=(trial, work, epochs))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     assert work.run.read_checkpoint(trial.id) is not None
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 2])
+def test_a_killed_trial_goes_on_exactly(
+    undisturbed: Result, worker: ProcessPoolExecutor, tmp_path: Path, epochs: int
+) -> None:
+    """SIGKILL in mid-epoch, then another worker: weights and metrics are those of a trial nobody disturbed."""
+    work, (trial,) = work_in(tmp_path, "train.checkpoint_every_s=0.001")
+    kill_in_mid_epoch(trial, work, epochs)
     assert same(worker.submit(train, trial, work).result(), undisturbed)
+
+
+@pytest.mark.parametrize("setting", ["precision=mixed_bfloat16", "precision=mixed_float16", "optimizer=adamw"])
+def test_whatever_it_trains_with_a_killed_trial_goes_on_exactly(
+    worker: ProcessPoolExecutor, tmp_path: Path, setting: str
+) -> None:
+    """Half-size numbers, whose losses are scaled, and an optimizer with other state."""
+    settings = (f"train.{setting}", "grid.epochs=[2]", "train.checkpoint_every_s=0.001")
+    work, (trial,) = work_in(tmp_path / "killed", *settings)
+    kill_in_mid_epoch(trial, work, 1)
+    quiet, _ = work_in(tmp_path / "quiet", *settings)
+    assert same(worker.submit(train, trial, work).result(), worker.submit(train, trial, quiet).result())
+
+
+def test_a_trial_may_be_stopped_anywhere(undisturbed: Result, worker: ProcessPoolExecutor, tmp_path: Path) -> None:
+    """Between any two batches, of validation too: it goes on from there, and ends as if nobody had asked."""
+    work, (trial,) = work_in(tmp_path)
+    result, begun = worker.submit(train_in_pieces, trial, work).result()
+    assert same(result, undisturbed)
+    steps = [0, 1, 15, 15, 21, 22, 34, 36, 45, 45]  # of 15 an epoch; twice in validation, and once just before it
+    assert begun == pytest.approx([each / 15 for each in steps])
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    undisturbed: Result, worker: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    """However slow the store."""
+    work, (trial,) = work_in(tmp_path, "grid.epochs=[3]", "train.checkpoint_every_s=0.001")
+    result = worker.submit(train_while_a_checkpoint_is_written, trial, work).result()
+    assert result.status == "ok", result.error
+    assert result.digests[3] == undisturbed.digests[3]
 
 
 def test_a_grid_that_grows_in_epochs_trains_only_the_new_ones(
@@ -170,7 +254,32 @@ def test_a_damaged_checkpoint_means_a_fresh_start(
     whole = work.run.read_checkpoint(trial.id)
     work.run.write_checkpoint(trial.id, whole[: len(whole) // 2] if damage is None else damage)
     work, (trial,) = work_in(tmp_path)
-    assert same(worker.submit(train, trial, work).result(), undisturbed)
+    result, (said,) = worker.submit(train_and_listen, trial, work).result()
+    assert same(result, undisturbed)
+    assert said.startswith(f"trial {trial.id} starts anew; its checkpoint is in damaged/")
+
+
+def read_with_every_bit_turned() -> list[str]:
+    """Each bit of a small checkpoint turned over in its turn: what came of it that was neither whole nor an error."""
+    from orchestrator.trial import _arrays
+
+    arrays, file = {"far": np.arange(9, dtype=np.uint8), "v0000": np.ones((2, 2), np.float32)}, io.BytesIO()
+    np.savez(file, **arrays)
+    whole, strange = file.getvalue(), []
+    for i, bit in itertools.product(range(len(whole)), range(8)):
+        data = bytearray(whole)
+        data[i] ^= 1 << bit
+        with contextlib.suppress(ValueError):
+            found = _arrays(bytes(data))
+            for name in found.keys() & arrays:
+                if found[name].tobytes() != arrays[name].tobytes():
+                    strange.append(f"bit {bit} of byte {i}: {name}")
+    return strange
+
+
+def test_any_turned_bit_of_a_checkpoint_is_an_error_or_does_nothing(worker: ProcessPoolExecutor) -> None:
+    """Never an exception that nobody expects, never other numbers."""
+    assert worker.submit(read_with_every_bit_turned).result() == []
 
 
 def test_another_models_checkpoint_is_not_taken(
@@ -204,13 +313,28 @@ def test_a_loss_that_is_no_number_fails_the_trial(worker: ProcessPoolExecutor, t
 
 def test_early_stopping_ends_a_trial_and_keeps_its_history(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
     """With a patience of 1 and no progress possible, training ends after the second epoch of 30."""
-    work, (trial,) = work_in(
-        tmp_path, "grid.epochs=[30]", "train.learning_rate=1e-12", "train.early_stopping={patience: 1}"
-    )
+    still = ("train.learning_rate=1e-30", "train.early_stopping={patience: 1}")
+    work, (trial,) = work_in(tmp_path, "grid.epochs=[30]", *still)
     result = worker.submit(train, trial, work).result()
     assert result.status == "ok", result.error
-    assert len(result.history) < 30
+    assert len(result.history) == 2
     assert result.epochs == 30
+
+
+def test_early_stopping_ends_points_that_share_a_trial_where_it_ends_each_alone(
+    worker: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    """The weights at every milestone before the end are those of the shorter trial, and so is the end."""
+    early = "train.early_stopping={patience: 2}"
+    work, (shared,) = work_in(tmp_path / "shared", "grid.epochs=[2, 5, 60]", "train.learning_rate=0.02", early)
+    together = worker.submit(train, shared, work).result()
+    assert 5 <= len(together.history) < 60
+    for epochs in (2, 5, 60):
+        work, (alone,) = work_in(tmp_path / str(epochs), f"grid.epochs=[{epochs}]", "train.learning_rate=0.02", early)
+        result = worker.submit(train, alone, work).result()
+        assert result.digests == {at: digest for at, digest in together.digests.items() if at == epochs}
+        assert [e.val_loss for e in result.history] == [e.val_loss for e in together.history[: len(result.history)]]
+        assert len(result.history) == min(epochs, len(together.history))
 
 
 def train_all(trials: tuple[Trial, ...], work: Work) -> tuple[list[Result], list[float]]:
@@ -223,15 +347,40 @@ def train_all(trials: tuple[Trial, ...], work: Work) -> tuple[list[Result], list
     return results, held_mb
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
-def test_a_worker_does_not_grow(tmp_path: Path, optimizer: str) -> None:
-    """25 trials that follow on 15 leave less than 10 MB behind; a graph kept for each would be 75 MB or more."""
+@pytest.mark.parametrize(("optimizer", "keep"), [("adam", Keep.none), ("adamw", Keep.best)])
+def test_a_worker_does_not_grow(tmp_path: Path, optimizer: str, keep: Keep) -> None:
+    """25 trials that follow on 15 leave less than 30 MB behind; a graph kept for each would be 75 MB or more."""
     overrides = ["grid={batch_size: [960], epochs: [1], dropout: [0.5]}", f"seeds={list(range(40))}"]
     work, trials = work_in(tmp_path, *overrides, f"train.optimizer={optimizer}")
     with new_worker() as pool:
-        results, held_mb = pool.submit(train_all, trials, work).result()
+        results, held_mb = pool.submit(train_all, trials, replace(work, keep=keep)).result()
     assert {result.status for result in results} == {"ok"}
-    assert held_mb[-1] - held_mb[15] < 10
+    assert held_mb[-1] - held_mb[15] < 30
+
+
+def settings_of_a_gpu() -> tuple[int, list[tuple[str, float]]]:
+    """Threads, and what TensorFlow is told of a GPU that it is made to believe in: first without a limit, then with."""
+    import tensorflow as tf
+
+    from orchestrator import trial
+
+    told: list[tuple[str, float]] = []
+    tf.config.list_physical_devices = lambda kind: [kind]
+    tf.config.experimental.set_memory_growth = lambda gpu, grows: told.append((f"{gpu} grows", grows))
+    tf.config.set_logical_device_configuration = lambda gpu, parts: told.append(
+        (f"{gpu} limit", *(part.memory_limit for part in parts))
+    )
+    trial.use_device(1)
+    trial.use_device(2, 3000.7)
+    return tf.config.threading.get_intra_op_parallelism_threads(), told
+
+
+def test_a_worker_takes_the_threads_and_the_gpu_memory_that_it_is_given() -> None:
+    """Memory as it is needed where the GPU is its own, and up to a hard limit where others share it."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        threads, told = pool.submit(settings_of_a_gpu).result()
+    assert threads == 2
+    assert told == [("GPU grows", True), ("GPU limit", 3000)]
 
 
 def apply(optimizer, variable, gradient) -> None:

@@ -4,8 +4,10 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +41,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("ORCHESTRATOR_CACHE_DIR") or "~/.cache/batch-orchestrator").expanduser()
 
 
-def open_cache(index: Index, store: Store, data: Data) -> Cache:
+def open_cache(index: Index, store: Store, data: Data, say: Callable[[str], None] = print) -> Cache:
     """Open this node's cache of the index, building it first if there is none or it is damaged.
 
     One process builds while the others wait. A data set that is_streamed is read once all the same, to know its bad
-    images, and only these are kept. Raises BadInput where the disk is too small, StoreError where a read fails.
+    images, and only these are kept. say: called with a line that a person should read.
+    Raises BadInput where the disk is too small, StoreError where a read fails.
     """
     identity = f"{_FORMAT} {store.uri} {index.digest} {data.image_size} {data.resize}"
     streamed = is_streamed(data, len(index))
@@ -57,7 +60,7 @@ def open_cache(index: Index, store: Store, data: Data) -> Cache:
             with FileLock(folder.with_suffix(".lock")):
                 cache = _open(folder, shape)  # another process may have built it meanwhile
                 if cache is None:
-                    _build(folder, shape, index, store, data)
+                    _build(folder, shape, index, store, data, say)
                     cache = _open(folder, shape)
     except OSError as error:
         raise BadInput(
@@ -90,13 +93,15 @@ def _open(folder: Path, shape: tuple[int, ...] | None) -> Cache | None:
     return Cache(images, bad)
 
 
-def _build(folder: Path, shape: tuple[int, ...] | None, index: Index, store: Store, data: Data) -> None:
+def _build(
+    folder: Path, shape: tuple[int, ...] | None, index: Index, store: Store, data: Data, say: Callable[[str], None]
+) -> None:
     half, damaged = folder.with_suffix(".half"), folder.with_suffix(_DAMAGED)
     shutil.rmtree(half, ignore_errors=True)
     if folder.exists():
         shutil.rmtree(damaged, ignore_errors=True)
         os.replace(folder, damaged)
-        print(f"the cache {folder} was damaged: it is in {damaged} now, and is made anew", flush=True)
+        say(f"the cache {folder} on {platform.node()} was damaged: it is in {damaged} now, and is made anew")
     if shape is not None:
         _make_room(folder.parent, int(np.prod(shape, dtype=np.int64)), data.cache_limit_gb)
     try:

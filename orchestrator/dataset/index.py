@@ -2,22 +2,28 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator.errors import BadInput
 from orchestrator.spec import Data
 from orchestrator.store import Object, Store
 
+_SLICE = 10_000  # objects that stand as Python's at a time
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 WHOLE_OBJECT = -1
 _ROW_GROUP_BYTES = 2 * 10**9  # ours have some ten MB; one is unpacked as a whole
+_OBJECTS = pa.schema([("key", pa.string()), ("size", pa.int64()), ("version", pa.string())])
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -80,14 +86,21 @@ class Index:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the classes and every image's key, size, version and label: the identity of the data."""
-        columns = [column.to_pylist() for column in self.table.columns]
-        return hashlib.sha256(json.dumps([self.classes, columns]).encode()).hexdigest()
+        digest = hashlib.sha256(f"[{json.dumps(self.classes)}, [".encode())
+        for number, column in enumerate(self.table.columns):
+            digest.update(b", [" if number else b"[")
+            for part, values in enumerate(_slices(column)):
+                digest.update((", " * bool(part) + json.dumps(values)[1:-1]).encode())
+            digest.update(b"]")
+        digest.update(b"]]")
+        return digest.hexdigest()
 
 
 def build_index(store: Store, data: Data) -> Index:
     """List `store` as <class>/<image> or Parquet shards. Raises BadInput where that does not make a data set."""
-    objects = sorted(store.list(), key=lambda o: o.key.encode())
-    shards = [o for o in objects if o.key.lower().endswith(".parquet")]
+    objects = _list(store)
+    is_shard = pc.ends_with(pc.utf8_lower(objects["key"]), ".parquet")
+    shards = [Object(**shard) for shard in objects.filter(is_shard).to_pylist()]
     bad: list[tuple[str, str]] = []
     if shards:
         (table, classes), ignored = _index_shards(store, shards), len(objects) - len(shards)
@@ -133,46 +146,60 @@ def describe_bad(bad: list[tuple[str, str]] | tuple[tuple[str, str], ...]) -> st
     )
 
 
-def _index_folders(objects: list[Object]) -> tuple[pa.Table, tuple[str, ...], list[tuple[str, str]], int]:
-    inside = [o for o in objects if "/" in o.key]
-    bad = [(o.key, reason) for o in inside if (reason := _unfit(o))]
-    unfit = {key for key, _ in bad}
-    images = [o for o in inside if o.key not in unfit]
-    classes = tuple(sorted({o.key.split("/", 1)[0] for o in images}))
-    number = {name: i for i, name in enumerate(classes)}
-    keys = [o.key for o in images]
-    table = pa.table(
-        [
-            keys,
-            [WHOLE_OBJECT] * len(keys),
-            keys,
-            [o.size for o in images],
-            [o.version for o in images],
-            [number[key.split("/", 1)[0]] for key in keys],
-        ],
-        schema=_SCHEMA,
-    )
+def _list(store: Store) -> pa.Table:
+    """Every object's key, size and version, in the order of their keys; few of them stand as Python's at a time."""
+    listed, batches = store.list(), []
+    while chunk := list(itertools.islice(listed, _SLICE)):
+        columns = [[o.key for o in chunk], [o.size for o in chunk], [o.version for o in chunk]]
+        batches.append(pa.record_batch(columns, schema=_OBJECTS))
+    return pa.Table.from_batches(batches, _OBJECTS).sort_by("key")  # as Arrow sorts texts: by their UTF-8 bytes
+
+
+def _index_folders(objects: pa.Table) -> tuple[pa.Table, tuple[str, ...], list[tuple[str, str]], int]:
+    inside = objects.filter(pc.match_substring(objects["key"], "/"))
+    is_image = pc.match_substring_regex(inside["key"], f"(?i)({'|'.join(map(re.escape, IMAGE_SUFFIXES))})$")
+    fit = pc.and_(is_image, pc.greater(inside["size"], 0))
+    reasons = pc.if_else(is_image, "empty", "not an image file")
+    bad = list(zip(*(column.filter(pc.invert(fit)).to_pylist() for column in (inside["key"], reasons)), strict=True))
+    images = inside.filter(fit).combine_chunks()
+    names = pc.struct_field(pc.extract_regex(images["key"], "^(?P<name>[^/]*)/"), "name")
+    labels, classes = _labels(names)
+    keys = images["key"]
+    rows = pa.repeat(pa.scalar(WHOLE_OBJECT, pa.int32()), len(images))
+    table = pa.table([keys, rows, keys, images["size"], images["version"], labels], schema=_SCHEMA)
     return table, classes, bad, len(objects) - len(inside)
 
 
-def _unfit(o: Object) -> str | None:
-    if not o.key.lower().endswith(IMAGE_SUFFIXES):
-        return "not an image file"
-    return "empty" if o.size == 0 else None
+def _labels(names: pa.ChunkedArray) -> tuple[pa.ChunkedArray, tuple[str, ...]]:
+    """Each image's position among the classes, and these, sorted."""
+    classes = sorted(pc.unique(names).to_pylist())
+    return pc.index_in(names, value_set=pa.array(classes, pa.string())), tuple(classes)
+
+
+def _slices(column: pa.ChunkedArray) -> Iterator[list[Any]]:
+    """A column's values as Python's, not all at once."""
+    for start in range(0, len(column), _SLICE):
+        yield column.slice(start, _SLICE).to_pylist()
 
 
 def _index_shards(store: Store, shards: list[Object]) -> tuple[pa.Table, tuple[str, ...]]:
-    parts = [
-        (shard.key, row, path or f"{shard.key}#{row:08d}", shard.size, shard.version, name)
-        for shard in shards
-        for row, (path, name) in enumerate(_read_shard(store, shard))
-    ]
-    if len({part[2] for part in parts}) < len(parts):  # two shards may each hold "0.png": the shard makes it unique
-        parts = [(*part[:2], f"{part[0]}#{part[1]:08d}", *part[3:]) for part in parts]
-    classes = tuple(sorted({part[-1] for part in parts}))
-    number = {name: i for i, name in enumerate(classes)}
-    columns = list(zip(*((*part[:-1], number[part[-1]]) for part in parts), strict=True)) or [[]] * len(_SCHEMA)
-    return pa.table([list(column) for column in columns], schema=_SCHEMA), classes
+    table = pa.concat_tables(_index_shard(store, shard) for shard in shards).combine_chunks()
+    by_row = pc.binary_join_element_wise(table["key"], pc.utf8_lpad(table["row"].cast(pa.string()), 8, "0"), "#")
+    paths = pc.if_else(pc.equal(pc.fill_null(table["path"], ""), ""), by_row, table["path"])
+    if pc.count_distinct(paths).as_py() < len(table):  # two shards may each hold "0.png": the shard makes it unique
+        paths = by_row
+    labels, classes = _labels(table["name"])
+    columns = [table["key"], table["row"], paths, table["size"], table["version"], labels]
+    return pa.table(columns, schema=_SCHEMA), classes
+
+
+def _index_shard(store: Store, shard: Object) -> pa.Table:
+    """A shard's part of the table, with the names of classes in place of labels."""
+    pairs = list(_read_shard(store, shard))
+    paths, names = [path for path, _ in pairs], [name for _, name in pairs]
+    key, size, version = ([value] * len(pairs) for value in (shard.key, shard.size, shard.version))
+    schema = _SCHEMA.set(_SCHEMA.get_field_index("label"), pa.field("name", pa.string()))
+    return pa.table([key, range(len(pairs)), paths, size, version, names], schema=schema)
 
 
 def _read_shard(store: Store, shard: Object) -> Iterator[tuple[str | None, str]]:
@@ -280,15 +307,17 @@ def _class_names(schema: pa.Schema) -> list[str] | None:
 
 def _split(table: pa.Table, data: Data) -> np.ndarray:
     """(images,) bool: who validates. See the spec's `split_by`."""
-    paths = table["path"].to_pylist()
     if data.split_by == "hash":
         limit = int(data.validation_split * 2**64)
+        paths = itertools.chain.from_iterable(_slices(table["path"]))
         draws = (int.from_bytes(hashlib.sha256(path.encode()).digest()[:8]) for path in paths)
-        return np.fromiter((draw < limit for draw in draws), bool, len(paths))
-    validation = np.zeros(len(paths), bool)
-    labels = table["label"].to_numpy()
+        return np.fromiter((draw < limit for draw in draws), bool, len(table))
     # as Keras walks: folder by folder, and a folder's own images before those of its sub-folders
-    order = np.array(sorted(range(len(paths)), key=lambda row: paths[row].rpartition("/")[::2]), dtype=np.int64)
+    parts = pc.extract_regex(table["path"], "(?s)^(?:(?P<folder>.*)/)?(?P<name>[^/]*)$")
+    folders_and_names = pa.table([pc.struct_field(parts, [part]) for part in (0, 1)], ["folder", "name"])
+    order = pc.sort_indices(folders_and_names, [("folder", "ascending"), ("name", "ascending")]).to_numpy()
+    validation = np.zeros(len(table), bool)
+    labels = table["label"].to_numpy()
     for label in np.unique(labels):
         members = order[labels[order] == label]
         validation[members[: int(data.validation_split * len(members))]] = True

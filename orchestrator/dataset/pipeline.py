@@ -13,6 +13,7 @@ import tensorflow as tf
 from orchestrator.dataset.stream import CHUNK, WINDOW_BYTES, Encoded, decode, thread_options
 from orchestrator.spec import Augment, Data
 
+_plain = tf.autograph.experimental.do_not_convert  # there is nothing to turn over, and looking for it takes time
 SCALE = 1 / 255  # from decoded pixels to what a model takes
 _VALIDATION_DRAW = 2**31 - 1  # an "epoch" of its own, so that augmented validation is the same in every epoch
 
@@ -57,6 +58,7 @@ def training_batches(
     steps = math.ceil(len(rows) / batch_size)
     rows = tf.constant(rows, tf.int64)
 
+    @_plain
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         first = tf.where(epoch == start_step // steps, tf.constant(start_step % steps, tf.int64), 0)
         order, matrices = lay_out_epoch(source, rows, epoch)
@@ -99,6 +101,7 @@ def _batches(source: Source, order: tf.Tensor, batch_size: int, matrices: tf.Ten
     parallel = source.threads if source.threads > 1 else None  # in order all the same
     if source.images is not None:
 
+        @_plain
         def pick(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             picked = order[step * batch_size : (step + 1) * batch_size]
             return _finish(source, matrices, picked, tf.gather(source.images, picked))
@@ -110,9 +113,9 @@ def _batches(source: Source, order: tf.Tensor, batch_size: int, matrices: tf.Ten
         tf.data.Dataset.from_generator(source.encoded.chunks, args=(order,), output_signature=CHUNK)
         .prefetch(1)  # the next chunk crosses the network while this one is decoded
         .unbatch()
-        .map(lambda row, blob: (row, decode(blob, size, resize)), num_parallel_calls=parallel)
+        .map(_plain(lambda row, blob: (row, decode(blob, size, resize))), num_parallel_calls=parallel)
         .batch(batch_size)
-        .map(lambda picked, images: _finish(source, matrices, picked, images))
+        .map(_plain(lambda picked, images: _finish(source, matrices, picked, images)))
     )
 
 
@@ -165,7 +168,7 @@ def _resample(batch: tf.Tensor, matrices: tf.Tensor, augment: Augment) -> tf.Ten
 
 
 # ImageProjectiveTransformV3 does the same in four times the time: it works out each coordinate anew for every channel
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _bilinear(batch: tf.Tensor, matrices: tf.Tensor, fill: str) -> tf.Tensor:
     height, width = batch.shape[1:3]
     y, x = tf.meshgrid(tf.range(height, dtype=tf.float32), tf.range(width, dtype=tf.float32), indexing="ij")

@@ -2,7 +2,8 @@
 
 FOLDER: the 8005 JPEGs of make_jpegs.py. Two tables, from worker processes of one thread each: images a second of a
 trial, input and augmentation included, against a bare loop in the graph over the same model, optimizer and one constant
-batch, alone and with every core at it; and 200 trials of one step, one after another in one worker.
+batch, alone and with every core at it; and 200 trials of one step, one after another in one worker, which keep the best
+model as grids do, and which keep none.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from orchestrator.dataset.index import build_index
 from orchestrator.model import read_code
 from orchestrator.plan import Counts, Trial, make_plan
-from orchestrator.run import Run, Work
+from orchestrator.run import Keep, Run, Work
 from orchestrator.spec import AXIS_PATHS, load_spec, settle
 from orchestrator.store import open_store
 
@@ -60,10 +62,9 @@ def trial_images_per_s(work: Work, trial: Trial, output: str) -> float:
     return result.history[-1].images_per_s
 
 
-def bare_images_per_s(work: Work, trial: Trial, seconds: float = 6.0) -> float:
+def bare_images_per_s(work: Work, trial: Trial) -> float:
     """The same steps on one batch that never changes."""
     import keras
-    import tensorflow as tf
 
     from orchestrator import model
     from orchestrator.trial import _optimizer
@@ -72,12 +73,20 @@ def bare_images_per_s(work: Work, trial: Trial, seconds: float = 6.0) -> float:
     keras.config.set_dtype_policy(settings.train.precision)
     network = model.build(settings.model, (*settings.data.image_size, 3), 2, settings.model_args)
     keras.config.set_dtype_policy("float32")
-    optimizer = _optimizer(settings)
-    optimizer.build(network.trainable_variables)
-    size = settings.train.batch_size
-    images, labels = tf.random.uniform((size, *settings.data.image_size, 3)), tf.zeros((size, 1))
+    return loop_images_per_s(network, _optimizer(settings), settings.train.batch_size)
 
-    @tf.function
+
+def loop_images_per_s(
+    network: Any, optimizer: Any, size: int, seconds: float = 6.0, jit_compile: bool = False
+) -> float:
+    """Steps in the graph on one batch of `size` that never changes, for so many seconds."""
+    import keras
+    import tensorflow as tf
+
+    optimizer.build(network.trainable_variables)
+    images, labels = tf.random.uniform((size, *network.input_shape[1:])), tf.zeros((size, 1))
+
+    @tf.function(jit_compile=jit_compile)
     def steps(count: tf.Tensor) -> None:
         for _ in tf.range(count):
             with tf.GradientTape() as tape:
@@ -136,18 +145,20 @@ def main() -> None:
                 bare = (before + after) / 2
                 name = f"{at_a_time} at once, batch {size}, {precision}"
                 print(f"{name:<34}{bare:>8.0f}{mine:>8.0f}{mine / bare:>8.2f}", flush=True)
-        work, trials = work_in(
-            scratch, "sample://shirts", "data.image_size=28", f"seeds={list(range(args.trials))}",
-            "grid={batch_size: [960], epochs: [1], dropout: [0.5]}",
-        )  # fmt: skip
-        with ProcessPoolExecutor(1, mp_context=spawn, initializer=start_worker) as pool:
-            costs = pool.submit(many_trials, work, trials).result()
-        later = sorted(seconds for seconds, _ in costs[1:])
-        print(
-            f"{len(costs)} trials of one step in one worker: the first {costs[0][0]:.2f} s, then {later[0]:.2f} to "
-            f"{later[-1]:.2f} s, median {statistics.median(later):.2f} s; memory after 10, half and all of them: "
-            f"{', '.join(f'{costs[i][1]:.0f}' for i in (9, len(costs) // 2 - 1, -1))} MB"
-        )
+        for keep in (Keep.none, Keep.best):
+            work, trials = work_in(
+                f"{scratch}/{keep}", "sample://shirts", "data.image_size=28", f"seeds={list(range(args.trials))}",
+                "grid={batch_size: [960], epochs: [1], dropout: [0.5]}",
+            )  # fmt: skip
+            with ProcessPoolExecutor(1, mp_context=spawn, initializer=start_worker) as pool:
+                costs = pool.submit(many_trials, replace(work, keep=keep), trials).result()
+            later = sorted(seconds for seconds, _ in costs[1:])
+            print(
+                f"{len(costs)} trials of one step in one worker, models kept: {keep}. The first {costs[0][0]:.2f} s, "
+                f"then {later[0]:.2f} to {later[-1]:.2f} s, median {statistics.median(later):.2f} s; memory after 10, "
+                f"half and all of them: {', '.join(f'{costs[i][1]:.0f}' for i in (9, len(costs) // 2 - 1, -1))} MB",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

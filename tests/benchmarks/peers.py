@@ -1,7 +1,7 @@
 """Peers: what people run today on the same grid, each as they would write it. One JSON line at the end.
 
 usage: python tests/benchmarks/peers.py notebook|ray-tune|keras-tuner FOLDER GRID_JSON
-GRID_JSON: {"batch_size": [10, 32], "epochs": [1, 2], "dropout": [0.0, 0.5], "l2": [0.01]}
+GRID_JSON: {"batch_size": [10, 32], "epochs": [1, 2], "dropout": [0.0, 0.5], "l2": [0.01]}; ray-tune also takes "seed".
 """
 
 import itertools
@@ -81,6 +81,8 @@ def ray_tune(folder: str, grid: dict) -> list[float]:
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(1)
+        if "seed" in config:
+            tf.keras.utils.set_random_seed(config["seed"])
 
         class Report(tf.keras.callbacks.Callback):
             def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
@@ -97,7 +99,8 @@ def ray_tune(folder: str, grid: dict) -> list[float]:
             param_space={name: tune.grid_search(values) for name, values in grid.items()},
             run_config=tune.RunConfig(name="peer", storage_path=scratch, verbose=0),
         )
-        return list(tuner.fit().get_dataframe().val_accuracy)
+        table = tuner.fit().get_dataframe().sort_values([f"config/{name}" for name in grid])
+        return list(table.val_accuracy)
 
 
 def keras_tuner(folder: str, grid: dict) -> list[float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from runs import HOSTILE, NASTY, add_winner, write_run
+from run_folders import HOSTILE, NASTY, add_winner, write_run
 
 from orchestrator import report
 

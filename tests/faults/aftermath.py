@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from waiting import WAIT_S, pause
 
 from orchestrator.result import Result
 from orchestrator.run import Run
@@ -28,7 +29,6 @@ GRID = (
     *("--set", "data.image_size=16", "--set", "train.checkpoint_every_s=0.2"),
 )
 POINTS, TRIALS = 12, 6
-WAIT_S = 240.0
 _MARK = "ORCHESTRATOR_FAULTS_MARK"
 _GONE_S = 90.0  # Ray's helpers that were just starting look for their node for a minute
 
@@ -43,6 +43,7 @@ class Driver:
         self.mark = uuid.uuid4().hex
         self.temporary = (env or {}).get("TMPDIR")
         self.lines: list[str] = []
+        self.crippled = False  # set by whoever killed a part of its Ray
         self._waiting: queue.Queue[str | None] = queue.Queue()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.grid", *args],
@@ -121,8 +122,13 @@ def driving(cwd: Path, *args: str, env: dict[str, str] | None = None) -> Iterato
         if driver.running:
             driver.kill()
             for pid in marked(driver.mark):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                hit(pid)
+
+
+def hit(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to a process that may have ended since it was looked for."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def marked(mark: str) -> list[int]:
@@ -142,20 +148,6 @@ def gone(mark: str) -> list[int]:
     while (left := marked(mark)) and time.monotonic() < deadline:
         pause(0.1)
     return left
-
-
-def pause(seconds: float) -> None:
-    """Let time pass where time itself is what is wanted: a random moment, a lease that grows stale."""
-    threading.Event().wait(seconds)
-
-
-def eventually(what: object, wait_s: float = WAIT_S) -> object:
-    """What the function gives, once that is true."""
-    deadline = time.monotonic() + wait_s
-    while not (found := what()):  # type: ignore[operator]
-        assert time.monotonic() < deadline, f"did not come true within {wait_s:.0f} s"
-        pause(0.02)
-    return found
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from aftermath import GRID, Undisturbed, check, driving, eventually, finished, gone, marked, pause, seed
+from aftermath import GRID, Undisturbed, check, driving, finished, gone, marked, seed
 from cluster import Head, ask, head, node
+from waiting import eventually, pause
 
 Note = Callable[[str, object, str], None]
 pytestmark = pytest.mark.slow

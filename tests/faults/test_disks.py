@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from aftermath import GRID, Undisturbed, check, clean, driving, finished, read_board
 
+from orchestrator.run import read_parquet
+
 RUN = Path("runs/shirts")
 Note = Callable[[str, object, str], None]
 
@@ -91,17 +93,18 @@ def test_disk_full(
 
 
 def test_damage(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
-    """A result, its checkpoint, the board, the history and the cache cut short: each is put aside and made anew."""
+    """A result, its checkpoint, the tables, the best model's predictions, the cache cut short: aside, and made anew."""
     run, caches = tmp_path / RUN, tmp_path / "cache"
     shutil.copytree(quiet.uri, run)
     shutil.copytree(env["ORCHESTRATOR_CACHE_DIR"], caches)
     (result, *_) = sorted((run / "trials").iterdir())
-    (cache,) = (path.parent for path in caches.glob("*/images.u8"))
+    (cache,) = (path.parent for path in caches.glob("*/images.u8") if path.stat().st_size == 1200 * 16 * 16 * 3)
     damaged = {
         f"trials/{result.name}": result,
         f"checkpoints/{result.name.partition('-')[0]}.npz": run / f"checkpoints/{result.name.partition('-')[0]}.npz",
         "leaderboard.parquet": run / "leaderboard.parquet",
         "history.parquet": run / "history.parquet",
+        "models/best-validation.parquet": run / "models/best-validation.parquet",
     }
     for file in (*damaged.values(), cache / "images.u8"):
         os.truncate(file, file.stat().st_size // 2)
@@ -115,47 +118,57 @@ def test_damage(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: 
     assert cache.with_suffix(".damaged").is_dir()
     assert "is in damaged/leaderboard.parquet" in driver.out
     assert others.items() <= finished(run).items()
-    tried("result, checkpoint, board, history or cache cut short", "1 each", check(str(run), quiet))
+    assert len(read_parquet((run / "models/best-validation.parquet").read_bytes())) == 240
+    tried("result, checkpoint, board, history, predictions or cache cut short", "1 each", check(str(run), quiet))
 
 
+# What Python asks jumps, not what Ray's and TensorFlow's own code does: these hand the kernel moments to wait for, and
+# its clock stays as it is.
 SHIM = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <link.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
-#include <sys/time.h>
 #include <time.h>
+#include <unistd.h>
 
 static volatile int *jump;
 static int (*real)(clockid_t, struct timespec *);
+static char *low, *high; /* where Python's own code lies: its library, or the program where that holds it */
+
+static int look(struct dl_phdr_info *object, size_t size, void *nothing) {
+    char self[PATH_MAX] = "";
+    const char *name = object->dlpi_name, *last;
+    if (!*name && readlink("/proc/self/exe", self, sizeof self - 1) > 0) name = self;
+    last = strrchr(name, '/');
+    if (!strstr(last ? last : name, "python")) return 0;
+    low = (char *)-1, high = 0;
+    for (int i = 0; i < object->dlpi_phnum; i++) {
+        char *start = (char *)object->dlpi_addr + object->dlpi_phdr[i].p_vaddr;
+        if (object->dlpi_phdr[i].p_type != PT_LOAD) continue;
+        if (start < low) low = start;
+        if (start + object->dlpi_phdr[i].p_memsz > high) high = start + object->dlpi_phdr[i].p_memsz;
+    }
+    return 0;
+}
 
 __attribute__((constructor)) static void start(void) {
     int file = open(getenv("CLOCK_JUMP"), O_RDONLY);
     real = dlsym(RTLD_NEXT, "clock_gettime");
+    dl_iterate_phdr(look, 0);
     if (file >= 0) jump = mmap(0, sizeof(int), PROT_READ, MAP_SHARED, file, 0);
 }
 
 int clock_gettime(clockid_t which, struct timespec *now) {
+    char *caller = __builtin_return_address(0);
     if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
     int failed = real(which, now);
-    if (jump && which == CLOCK_REALTIME) now->tv_sec += *jump;
+    if (jump && which == CLOCK_REALTIME && low <= caller && caller < high) now->tv_sec += *jump;
     return failed;
-}
-
-int gettimeofday(struct timeval *now, void *zone) {
-    struct timespec found;
-    int failed = clock_gettime(CLOCK_REALTIME, &found);
-    now->tv_sec = found.tv_sec;
-    now->tv_usec = found.tv_nsec / 1000;
-    return failed;
-}
-
-time_t time(time_t *now) {
-    struct timespec found;
-    clock_gettime(CLOCK_REALTIME, &found);
-    if (now) *now = found.tv_sec;
-    return found.tv_sec;
 }
 """
 
@@ -163,14 +176,14 @@ time_t time(time_t *now) {
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler as cc")
 def test_clock_jumps(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
-    """The clock of all processes jumps an hour forth, then two back, while they train: the lease and all times hold."""
+    """The clock that Python sees jumps an hour forth, then two back, while all train: the lease and all times hold."""
     shim, jump = tmp_path / "shim.so", tmp_path / "jump"
     subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-o", shim, "-", "-ldl"], input=SHIM, text=True, check=True)
     jump.write_bytes(bytes(4))
     began = time.monotonic()
     with driving(tmp_path, *GRID, env={**env, "LD_PRELOAD": str(shim), "CLOCK_JUMP": str(jump)}) as driver:
         for seconds in (3600, -3600, 0):
-            driver.until("epoch ", 150)
+            driver.until("epoch ", 60)
             with jump.open("r+b") as file:  # in place: they have it mapped
                 file.write(seconds.to_bytes(4, sys.byteorder, signed=True))
         assert driver.end() == 0, driver.out

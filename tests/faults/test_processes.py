@@ -16,12 +16,13 @@ from aftermath import (
     check,
     clean,
     driving,
-    eventually,
     finished,
-    pause,
     read_board,
     seed,
 )
+from ray._common.utils import get_system_memory
+from ray._private.utils import get_used_memory
+from waiting import eventually, pause
 
 RUN = Path("runs/shirts")
 Note = Callable[[str, object, str], None]
@@ -35,6 +36,16 @@ def stamps(folder: Path) -> dict[str, int]:
 def epochs(driver: Driver) -> set[str]:
     """The epochs that it reported, and of which trial."""
     return {line.split("  val_accuracy")[0] for line in driver.lines if line.startswith("epoch ")}
+
+
+def part(driver: Driver, name: str) -> int:
+    """Process id of a part of its Ray."""
+    found = []
+    for pid in driver.processes():
+        with contextlib.suppress(OSError):  # it has ended since
+            found += [pid] if Path(f"/proc/{pid}/comm").read_text().strip() == name else []
+    (pid,) = found
+    return pid
 
 
 @pytest.mark.slow
@@ -56,7 +67,7 @@ def test_workers_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str, str],
             victims = eventually(gone_further)
             assert victims != ["ended"], f"the grid ended after {kills} kills:\n{driver.out}"
             pause(draw.random() / 2)
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # that one does not count
                 os.kill(draw.choice(victims), signal.SIGKILL)
                 kills += 1
         assert driver.end() == 0, driver.out
@@ -72,7 +83,10 @@ def test_drivers_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str, str],
         before = finished(tmp_path / RUN)
         with driving(tmp_path, *GRID, env=env) as driver:
             driver.until("shirts: ")
-            pause(draw.uniform(0, 12))
+            if draw.random() < 0.3:
+                pause(draw.uniform(0, 3))  # while its workers start
+            else:
+                driver.until("epoch ", draw.randrange(1, 50))  # of 480 in all: five drivers do not come to their end
             driver.kill()
             killed.append(driver)
         after = finished(tmp_path / RUN)
@@ -111,6 +125,56 @@ def test_interrupted_in_mid_epoch(
     assert {name: after[name] for name in before} == before
     assert epochs(driver) & epochs(again) == set(), "no epoch is trained twice"
     tried(f"{number.name} in mid-epoch", 1, check(str(run), quiet))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("gcs_server", "interrupted: python -m orchestrator.grid --set"),
+        pytest.param("gcs_server", "error: the cluster's head must answer", marks=pytest.mark.slow),
+        pytest.param("raylet", "error: this node's Ray must answer", marks=pytest.mark.slow),
+    ],
+)
+def test_a_part_of_ray_killed(
+    quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note, name: str, told: str
+) -> None:
+    """The driver hears Ctrl-C all the same, or ends by itself: with one line, its tables in order, the run let go."""
+    interrupted = told.startswith("interrupted")
+    with driving(tmp_path, *GRID, env=env) as driver:
+        driver.until("epoch ", 30)
+        began = time.monotonic()
+        os.kill(part(driver, name), signal.SIGKILL)
+        if interrupted:
+            driver.send(signal.SIGINT)
+        assert driver.end() == (130 if interrupted else 2), driver.out
+        assert time.monotonic() - began < 60, "before Ray ends the driver"
+    assert driver.lines[-1].startswith(told)
+    assert set(read_board(str(tmp_path / RUN)).status) <= {"ok", "pending"}
+    assert not (tmp_path / RUN / "owner.json").exists()
+    with driving(tmp_path, *GRID, env=env) as again:
+        assert again.end() == 0, again.out
+    for each in (driver, again):
+        clean(each)
+    tried(f"Ray's own {name} killed{', then Ctrl-C' if interrupted else ''}", 1, check(str(tmp_path / RUN), quiet))
+
+
+def test_what_tells_workers_to_stop_killed(
+    quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note
+) -> None:
+    """They do not take it for a stop; and the one that comes reaches them all the same."""
+    with driving(tmp_path, *GRID, "--set", "train.checkpoint_every_s=3600", env=env) as driver:
+        driver.until("epoch ", 10)
+        os.kill(part(driver, "ray::Signal"), signal.SIGKILL)
+        driver.until("epoch ", 60)
+        wall = time.time_ns()
+        driver.send(signal.SIGINT)
+        assert driver.end() == 130, driver.out
+    assert [at > wall for at in stamps(tmp_path / RUN / "checkpoints").values()].count(True) == 2
+    with driving(tmp_path, *GRID, env=env) as again:
+        assert again.end() == 0, again.out
+    for each in (driver, again):
+        clean(each)
+    tried("the actor that tells workers to stop killed", 1, check(str(tmp_path / RUN), quiet))
 
 
 @pytest.mark.slow
@@ -179,6 +243,29 @@ def test_out_of_memory(tmp_path: Path, env: dict[str, str], cage: Path, tried: N
     assert dict(zip(board.mb, board.status, strict=True)) == {0: "ok", 2000: "failed"}
     assert board.error[1].startswith("its worker died 3 times: ")
     tried("worker out of memory (killed by the kernel)", 3, "that point: failed, after three tries")
+
+
+def test_a_node_that_runs_out_of_memory(tmp_path: Path, env: dict[str, str], tried: Note) -> None:
+    """Ray ends the worker that takes too much of it: that trial has failed after three tries, and says why."""
+    whole, used = get_system_memory(), get_used_memory()
+    room = 4 * 2**30
+    if whole - used < 2 * room:
+        pytest.skip(f"this needs {2 * room / 2**30:.0f} GiB of free memory, here are {(whole - used) / 2**30:.1f}")
+    (tmp_path / "greedy.py").write_text(
+        "from orchestrator.model import small_cnn\n"
+        "def greedy(input_shape, classes, mb=0):\n"
+        "    held = [bytearray(b'1' * 2**20) for _ in range(mb)]\n"
+        "    return small_cnn(input_shape, classes)\n"
+    )
+    args = ("--set", "model=greedy:greedy", "--set", f"grid={{mb: [0, {room // 2**19}], epochs: [2]}}")
+    limit = {"RAY_memory_usage_threshold": f"{(used + room) / whole:.3f}", "RAY_memory_monitor_refresh_ms": "50"}
+    with driving(tmp_path, *args, "--set", "data.image_size=16", env=env | limit) as driver:
+        assert driver.end() == 1, driver.out
+    clean(driver)
+    board = read_board(str(tmp_path / RUN)).set_index("mb")
+    assert board.status.to_list() == ["ok", "failed"]
+    assert board.error.iloc[1] == "its worker died 3 times: its node ran out of memory"
+    tried("worker out of memory (ended by Ray)", 3, "that point: failed, after three tries")
 
 
 def burden(pid: int) -> tuple[int, float]:

@@ -71,6 +71,7 @@ def test_the_heads_labels_say_what_the_workers_are(written: dict[str, Any]) -> N
             "worker-nodes": str(written["max_workers"]),
             "worker-cpus": str(worker["resources"]["CPU"]),
             "worker-gpus": str(worker["resources"]["GPU"]),
+            "worker-gpu-mb": "15000",  # of a T4, which every g4dn has
         }
         assert worker["max_workers"] == written["max_workers"]
         assert worker["labels"]["node-type"] == worker["node_config"]["InstanceType"]

@@ -117,6 +117,7 @@ def test_workers_are_gpus_that_come_and_go(job: dict[str, Any], cluster: dict[st
             "worker-nodes": str(worker["maxReplicas"]),
             "worker-cpus": limits["cpu"],
             "worker-gpus": limits["nvidia.com/gpu"],
+            "worker-gpu-mb": "15000",  # of a T4, which the node type of `values` has
         }
         assert spec["rayVersion"] == version("ray")
         assert spec["authOptions"] == {"mode": "token"}

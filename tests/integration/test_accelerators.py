@@ -1,11 +1,13 @@
 """Accelerators that TensorFlow cannot use: one clear line before anything is written, not a slow run on the CPU."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cluster import head
 
 
 @pytest.mark.parametrize(
@@ -35,18 +37,58 @@ def test_a_gpu_that_tensorflow_cannot_use_is_refused(counted: str, says: str, tm
     assert list(tmp_path.iterdir()) == []
 
 
-def test_trials_share_a_gpu_as_its_memory_allows(tmp_path: Path) -> None:
-    """Ray is told of 2 GPUs and a driver says what they hold: each takes as many trials as fit the smaller one."""
+SHARE = """
+import os, ray
+from orchestrator import fanout
+from orchestrator.spec import Resources
+
+class Slot:
+    def gpu(self):
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+with fanout.connect(Resources(gpus_per_trial=GPUS), trial_mb=2500) as cluster:
+    print(round(1 / cluster.gpus_per_trial), cluster.slots, cluster.most, round(cluster.gpu_limit_mb))
+    slot = ray.remote(Slot).options(num_cpus=cluster.cpus_per_trial, num_gpus=cluster.gpus_per_trial)
+    slots = [slot.remote() for _ in range(cluster.slots)]
+    print(*sorted(ray.get([each.gpu.remote() for each in slots])))
+"""
+
+
+def share(env: dict[str, str], gpus: str = "'auto'") -> list[str]:
+    """How many trials share a GPU, how many run now and at most, what each may hold; and the GPU of each that runs."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHARE.replace("GPUS", gpus)],
+        env={**os.environ, **env},
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "told", "running"),
+    [
+        pytest.param(16, "'auto'", "5 10 10 2765", "0 0 0 0 0 1 1 1 1 1", id="as many as fit the smaller GPU"),
+        pytest.param(5, "'auto'", "2 4 4 6912", "0 0 1 1", id="no more than the CPUs can feed"),
+        pytest.param(16, "0.5", "2 4 4 6912", "0 0 1 1", id="as the person says"),
+    ],
+)
+def test_trials_share_a_gpu(cpus: int, gpus: str, told: str, running: str, tmp_path: Path) -> None:
+    """Ray is told of 2 GPUs and a driver says what they hold: each takes its trials at the same time, with a limit."""
     driver = tmp_path / "nvidia-smi"
     driver.write_text("#!/bin/sh\necho 16384; echo 15360\n")
     driver.chmod(0o755)
-    asked = (
-        "from orchestrator import fanout\nfrom orchestrator.spec import Resources\n"
-        "with fanout.connect(Resources(), trial_mb=2500) as cluster:\n"
-        "    print(round(1 / cluster.gpus_per_trial), cluster.slots, round(cluster.gpu_limit_mb))"
-    )
-    env = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 16, "GPU": 2}', "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        [sys.executable, "-c", asked], env={**os.environ, **env}, text=True, capture_output=True, timeout=120
-    )
-    assert done.stdout.split() == ["5", "10", "2765"], done.stderr
+    env = {
+        "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": cpus, "GPU": 2}),
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    assert share(env, gpus) == [told, running]
+
+
+def test_trials_share_gpus_that_are_still_to_come(short: Path) -> None:
+    """The head's labels say what they hold, while no node is there."""
+    labels = {"worker-nodes": "3", "worker-cpus": "4", "worker-gpus": "1", "worker-gpu-mb": "15000"}
+    with head(short, cpus=0, labels=labels) as server:
+        assert share({**server.env(), "RAY_ADDRESS": server.gcs}) == ["4 0 12 3375", ""]

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from cluster import HEAD_ID, RAY, Head, head
+from waiting import eventually
 
 WORKERS = {
     "resources": {"CPU": 1},
@@ -87,8 +87,4 @@ def test_a_grid_from_no_worker_to_three_and_back_with_one_lost_on_the_way(cluste
     assert board.point_id.is_unique
     worker_s = history.groupby("trial_id")[["train_s", "validate_s"]].sum().sum(axis=1)
     assert board.cost_usd.tolist() == pytest.approx([worker_s[trial] * 0.17 / 3600 for trial in board.trial_id])
-    for _ in range(120):
-        if workers(server) == 0:
-            break
-        time.sleep(0.5)  # the autoscaler looks once a second, and tells nobody
-    assert workers(server) == 0
+    eventually(lambda: workers(server) == 0, 60)

@@ -151,17 +151,157 @@ def test_a_grid_that_grew_trains_only_the_new_points(finished: tuple[Path, str])
     assert set(board(run).status) == {"ok"}
 
 
+MOODY = """
+import os
+import keras
+
+def first():
+    try:
+        os.mkdir("dead")
+    except FileExistsError:
+        return False
+    return True
+
+def moody(input_shape, classes, dropout=0.5, mood="well"):
+    with open("workers", "a") as file:
+        print(os.getpid(), mood, file=file)
+    if mood == "raises":
+        raise ValueError("in no mood")
+    if mood == "dies" or (mood == "dies once" and first()):
+        os._exit(1)
+    bias = keras.initializers.Constant(float("nan") if mood == "diverges" else 0.0)
+    layers = [
+        keras.Input(input_shape),
+        keras.layers.Conv2D(4, 3, activation="relu", activity_regularizer=keras.regularizers.L2(1e-3)),
+        keras.layers.Flatten(),
+        keras.layers.Dropout(dropout),
+        keras.layers.Dense(1, activation="sigmoid", bias_initializer=bias),
+    ]
+    return keras.Sequential(layers)
+"""
+BACKWARDS = """
+import sys
+from orchestrator import grid
+forwards = grid.remaining
+grid.remaining = lambda plan, done: forwards(plan, done)[::-1]
+grid.main(set_=sys.argv[1:])
+"""
+TELLING = """
+import sys
+from orchestrator import grid
+started = grid._Gathered.started
+grid._Gathered.started = lambda self, trial_id: (print("start", trial_id), started(self, trial_id))
+grid.main(set_=sys.argv[1:])
+"""
+
+
 def test_the_board_does_not_depend_on_who_trained_what(tmp_path: Path) -> None:
-    """24 small trials of six shapes: two workers that take what comes next, and one; the same weights to the bit."""
-    many = ["--set", "grid={batch_size: [32, 64, 96], epochs: [1], dropout: [0.0, 0.5]}", "--set", "seeds=[0, 1, 2, 3]"]
-    digests = []
-    for name, at_once in (("two", 2), ("one", 1)):
-        done = grid(*many, "--name", name, "--set", f"resources.max_concurrent={at_once}", cwd=tmp_path)
-        assert done.returncode == 0, done.stdout + done.stderr
-        files = (tmp_path / "runs" / name / "trials").iterdir()
-        digests.append({path.name: json.loads(path.read_text())["digests"] for path in files})
-    assert len(digests[0]) == 24
-    assert digests[0] == digests[1]
+    """Trials of all kinds follow on one another in two workers, in one, and the other way round: the same weights.
+
+    Between them are some that raise and some that diverge; no worker is replaced for that.
+    """
+    (tmp_path / "mine.py").write_text(MOODY)
+    points = [
+        *("{batch_size: 32}", "{batch_size: 64, dropout: 0.0}", "{batch_size: 64, image_size: 20}"),
+        *("{batch_size: 50, precision: mixed_bfloat16}", "{batch_size: 96, optimizer: rmsprop}"),
+        *("{batch_size: 64, mood: raises}", "{batch_size: 40, mood: diverges}"),
+    ]
+    settings = ["model=mine:moody", "grid={}", f"points=[{', '.join(points)}]", "seeds=[0, 1, 2]", "train.epochs=2"]
+    boards = []
+    for name, at_once in (("two", 2), ("one", 1), ("backwards", 1)):
+        sets = [*settings, f"name={name}", f"resources.max_concurrent={at_once}"]
+        if name == "backwards":
+            line = [sys.executable, "-c", BACKWARDS, *sets]
+        else:
+            line = command(*(part for each in sets for part in ("--set", each)))
+        done = subprocess.run(line, cwd=tmp_path, text=True, capture_output=True, timeout=300, check=False)
+        assert done.returncode == 1, done.stdout + done.stderr
+        (run,) = (path for path in (tmp_path / "runs").iterdir() if path.name == name)
+        digests = {path.name: json.loads(path.read_text())["digests"] for path in (run / "trials").iterdir()}
+        assert len(digests) == 15
+        boards.append((digests, sorted(board(run).error.dropna())))
+        workers = {line.split()[0] for line in (tmp_path / "workers").read_text().splitlines()}
+        assert len(workers) <= at_once
+        (tmp_path / "workers").unlink()
+    assert boards[0] == boards[1] == boards[2]
+    errors = boards[0][1]
+    assert [error.split(":")[0] for error in errors] == ["Diverged"] * 3 + ["ValueError"] * 3
+
+
+def test_trials_start_in_the_order_of_the_plan_and_a_killed_one_comes_first(tmp_path: Path) -> None:
+    """Longest first, equal ones as they stand; a trial whose worker died does not wait for all the others."""
+    (tmp_path / "mine.py").write_text(MOODY)
+    sets = (
+        *("model=mine:moody", "grid={}", "points=[{mood: dies once, epochs: 2}, {mood: well, epochs: 1}]"),
+        *("seeds=[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]", "train.batch_size=240"),
+    )
+    flags = [part for each in sets for part in ("--set", each)]
+    planned = [trial["id"] for trial in json.loads(grid(*flags, "--plan", "--json", cwd=tmp_path).stdout)["trials"]]
+    done = subprocess.run(
+        [sys.executable, "-c", TELLING, *sets], cwd=tmp_path, text=True, capture_output=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    started = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("start ")]
+    (killed,) = {each for each in started if started.count(each) == 2}
+    again = len(started) - 1 - started[::-1].index(killed)
+    assert again <= 4, "among the next that a worker takes"
+    del started[again]
+    assert all(abs(started.index(each) - at) <= 2 for at, each in enumerate(planned)), "two start at once"
+
+
+def test_a_trial_that_kills_its_workers_fails_alone(tmp_path: Path) -> None:
+    """Again and again, before its first step, and it comes first: a row says so, and the others are trained."""
+    (tmp_path / "mine.py").write_text(MOODY)
+    done = grid(
+        *("--set", "model=mine:moody", "--set", "grid={}", "--set", "resources.max_concurrent=1"),
+        *("--set", "points=[{mood: dies, epochs: 2}, {mood: well, epochs: 1}]"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    table = board(tmp_path / "runs" / "shirts").set_index("mood")
+    assert table.status.to_dict() == {"well": "ok", "dies": "failed"}
+    why = "killed, as when memory runs out, or crashed"
+    assert table.error["dies"] == f"its worker died 3 times: {why}"
+    assert done.stdout.count(f"mood=dies goes on in another worker, as its last one died: {why}") == 2
+    assert not {"Traceback", "(raylet)", "ERROR"} & set((done.stdout + done.stderr).split())
+
+
+def test_a_grid_of_which_nothing_can_be_trained_is_a_board_of_reasons(tmp_path: Path) -> None:
+    """Every trial fails before its first step: exit status 1, and rows that say why; a mended grid goes on."""
+    done = grid("--set", "grid={dropout: [7.0, 8.0], epochs: [1]}", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert "0 of 2 points ok, 2 failed." in done.stdout
+    table = board(tmp_path / "runs" / "shirts")
+    assert list(table.status) == ["failed"] * 2
+    assert table.error.str.contains("dropout|rate", case=False).all()
+    assert (tmp_path / "runs" / "shirts" / "report.html").exists()
+
+
+def test_points_may_be_trained_alone(tmp_path: Path) -> None:
+    """One trial for each, under an id of its own, with the weights that a shared one has at that epoch."""
+    digests, trials = {}, {}
+    for how in ("--share-epochs", "--no-share-epochs"):
+        args = ("--set", "grid={batch_size: [64], epochs: [1, 2], dropout: [0.5]}", "--name", how.strip("-"))
+        done = grid(*args, how, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        files = [json.loads(path.read_text()) for path in (tmp_path / "runs" / how.strip("-") / "trials").iterdir()]
+        digests[how] = {at: digest for file in files for at, digest in file["digests"].items()}
+        trials[how] = {file["trial_id"] for file in files}
+    assert digests["--share-epochs"] == digests["--no-share-epochs"]
+    assert [len(trials[how]) for how in trials] == [1, 2]
+    assert not set.intersection(*trials.values())
+
+
+def test_a_damaged_checkpoint_is_told_where_a_person_looks(tmp_path: Path) -> None:
+    """The run's own output names the trial and where the damaged file went."""
+    done = grid("--set", SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "runs" / "shirts" / "checkpoints").iterdir()
+    file.write_bytes(b"\x00" * 100)
+    grown = grid("--set", "grid={batch_size: [64], epochs: [2]}", cwd=tmp_path)
+    assert grown.returncode == 0, grown.stderr
+    assert f"trial {file.stem} starts anew; its checkpoint is in damaged/" in grown.stdout
 
 
 def test_a_killed_driver_loses_no_finished_trial(tmp_path: Path) -> None:
@@ -320,8 +460,29 @@ def test_more_than_two_classes_train_a_softmax(tmp_path: Path) -> None:
     assert accuracy == pytest.approx(round(accuracy), abs=1e-6)
 
 
-def test_a_grid_from_bucket_to_bucket(bucket: str, tmp_path: Path) -> None:
+def test_epochs_that_are_told_together_are_all_told(tmp_path: Path) -> None:
+    """As where thousands of trials run: each trial tells its first epoch at once, and the others when it ends."""
+    together = (
+        "from orchestrator import fanout, grid\n"
+        "fanout.REPORT_S = 1e6\n"
+        "grid.main(set_=['grid={dropout: [0.0, 0.5], epochs: [4]}'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", together], cwd=tmp_path, text=True, capture_output=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for dropout in ("0.0", "0.5"):
+        told = [
+            line for line in done.stdout.splitlines() if line.startswith("epoch ") and f"dropout={dropout} " in line
+        ]
+        assert [line.split()[1] for line in told] == ["1/4", "2/4", "3/4", "4/4"]
+
+
+def test_a_grid_from_bucket_to_bucket(
+    bucket: str, tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Images read from object storage, the run folder written there; the board is read from there too."""
+    monkeypatch.setenv("TMPDIR", str(short))
     fill(open_store(f"{bucket}/pets"), class_folder({"cat": 12, "dog": 12}))
     args = ("--data", f"{bucket}/pets/", "--output", f"{bucket}/runs", "--set", SMALL, "--set", "data.image_size=32")
     done = grid(*args, cwd=tmp_path)
@@ -343,4 +504,7 @@ def test_a_grid_from_bucket_to_bucket(bucket: str, tmp_path: Path) -> None:
     again = grid(*args, cwd=tmp_path)
     assert again.returncode == 0
     assert "to train" not in again.stdout
-    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in done.stdout + again.stdout
+    logs = [path.read_bytes() for path in short.rglob("*.log")]
+    assert len(logs) > 5, "Ray's"
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"):
+        assert not any(os.environ[name].encode() in text for text in [done.stdout.encode(), *logs])

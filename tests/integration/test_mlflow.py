@@ -5,7 +5,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,8 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as Logged
+from seaweedfs import free_ports
+from waiting import eventually
 
 from orchestrator import tracking
 from orchestrator.errors import BadInput
@@ -25,9 +26,7 @@ GRID = "grid={batch_size: [32, 64], epochs: [1, 2]}"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an MLflow server with its own sqlite file and artifacts."""
     folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     address = f"http://127.0.0.1:{port}"
     places = ["--backend-store-uri", "sqlite:///store.db", "--artifacts-destination", str(folder / "artifacts")]
     command = [sys.executable, "-m", "mlflow", "server", *places, "--host", "127.0.0.1", "--port", str(port)]
@@ -39,9 +38,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ) as process,
     ):
         try:
-            while not answers(address):
-                assert process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.05)  # there is no event to wait for: it reports readiness over HTTP alone
+            eventually(lambda: answers(address) or process.poll() is not None)
+            assert process.poll() is None, (folder / "log").read_text()
             yield address
         finally:
             process.terminate()

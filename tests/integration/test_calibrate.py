@@ -1,0 +1,25 @@
+"""Calibration: one command measures this machine, and --plan forecasts with what it found."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def run(module: str, *args: str, cwd: Path) -> str:
+    env = {**os.environ, "ORCHESTRATOR_CACHE_DIR": str(cwd / "cache")}
+    command = [sys.executable, "-m", f"orchestrator.{module}", *args]
+    done = subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+def test_what_is_measured_is_what_plans_go_by(tmp_path: Path) -> None:
+    """A first guess before, what was measured after; larger batches are never slower."""
+    assert "a first guess" in run("grid", "--plan", cwd=tmp_path)
+    told = run("calibrate", "--precisions", "float32", cwd=tmp_path)
+    rates = [int(line.split()[2]) for line in told.splitlines() if line.startswith("float32")]
+    assert len(rates) >= 2
+    assert min(rates) > 10
+    assert "images/s into a node's cache" in told
+    assert "measured for small_cnn on cpu" in run("grid", "--plan", cwd=tmp_path)
