@@ -354,7 +354,7 @@ def _tune(work: Work, cluster: Cluster, trials: Sequence[Trial], watch: "_While"
     tune_trial.get_trainable_cls = functools.cache(registry.get_trainable_cls)
     RayActorManager._actor_task_failed = _as_death(RayActorManager._actor_task_failed)
     by_id = {trial.id: trial for trial in trials}
-    stopper, stopping, keys = _signal({name: os.environ[name] for name in KEYS if name in os.environ})
+    found = {name: os.environ[name] for name in KEYS if name in os.environ}
     shared = ray.put((work, by_id))
 
     def train(config: dict[str, str], refs: list[Any]) -> None:
@@ -381,7 +381,7 @@ def _tune(work: Work, cluster: Cluster, trials: Sequence[Trial], watch: "_While"
                     ready=unreadable, behind=behind, trial=config["trial"], **node
                 ),
                 report=mail.add,
-                stopping=lambda: bool(ray.wait([stopping], timeout=0)[0]),
+                stopping=lambda: _answered(stopping),
                 node=node,
                 say=mail.lines.append,
             )
@@ -459,7 +459,7 @@ def _tune(work: Work, cluster: Cluster, trials: Sequence[Trial], watch: "_While"
         def stop_all(self) -> bool:
             watch.go_on()
             if self.deadline is None and (stop.is_set() or watch.over()):
-                stopper.set.remote()
+                stopper.answer.remote(True)
                 self.asked, self.deadline = set(tell.at_work), time.monotonic() + STOP_S
             if self.deadline is not None:
                 self.asked &= tell.at_work
@@ -480,7 +480,7 @@ def _tune(work: Work, cluster: Cluster, trials: Sequence[Trial], watch: "_While"
 
     places = {trial.id: i for i, trial in enumerate(trials)}
     tell = Tell()
-    with scratch() as folder:
+    with scratch() as folder, _signal(found) as (stopper, stopping, keys):
         tune.Tuner(
             tune.with_resources(
                 # in a list, or Tune would fetch what they stand for once more for every trial
@@ -500,8 +500,6 @@ def _tune(work: Work, cluster: Cluster, trials: Sequence[Trial], watch: "_While"
                 failure_config=tune.FailureConfig(max_failures=TRIES - 1),
             ),
         ).fit()
-        stopper.set.remote()  # nothing is left open that would fail when Ray ends
-        ray.wait([stopping], timeout=1)
 
 
 def _as_death(failed: Callable[..., None]) -> Callable[..., None]:
@@ -540,29 +538,45 @@ class _Ended(BaseException):
     """Leaves Tune's loop at once, as a second Ctrl-C would; the workers end with the connection."""
 
 
-def _signal(keys: dict[str, str]) -> tuple[Any, Any, Any]:
-    """An actor on this node, what workers wait on (ready once its method `set` was called), and the keys.
+@contextlib.contextmanager
+def _signal(keys: dict[str, str]) -> Iterator[tuple[Any, Any, Any]]:
+    """An actor on this node, whether workers are to stop (ready once its method `answer` was called), and the keys.
 
     An actor's small answers stay in memory: the object store may write what is put into it to a disk.
     """
 
     class Signal:
         def __init__(self, keys: dict[str, str]) -> None:
-            self._event, self._keys = asyncio.Event(), keys
+            self._answered, self._stop, self._keys = asyncio.Event(), False, keys
 
         async def keys(self) -> dict[str, str]:
             return self._keys
 
-        async def wait(self) -> None:
-            await self._event.wait()
+        async def stopping(self) -> bool:
+            await self._answered.wait()
+            return self._stop
 
-        async def set(self) -> None:
-            self._event.set()
+        async def answer(self, stop: bool) -> None:
+            self._stop = self._stop or stop
+            self._answered.set()
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     lasting = {"max_restarts": -1, "max_task_retries": -1}  # or its death would look like a stop to the workers
     actor = ray.remote(Signal).options(num_cpus=0, scheduling_strategy=here, **lasting).remote(keys)
-    return actor, actor.wait.remote(), actor.keys.remote()
+    stopping = actor.stopping.remote()
+    try:
+        yield actor, stopping, actor.keys.remote()
+    finally:  # a call left open Ray would make anew as it ends, and complain on stderr
+        actor.answer.remote(False)
+        ray.wait([stopping], timeout=3)
+
+
+def _answered(stopping: Any) -> bool:
+    """In a worker: whether it is to stop, as where its driver has died."""
+    try:
+        return bool(ray.wait([stopping], timeout=0)[0]) and ray.get(stopping)
+    except ray.exceptions.RayError:
+        return True
 
 
 @functools.lru_cache(maxsize=6)
