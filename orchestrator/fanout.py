@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,10 +35,11 @@ if not os.environ.get("RAY_ADDRESS"):
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 import ray
+from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.errors import BadInput
+from orchestrator.errors import BadInput, exit_at_once
 from orchestrator.forecast import trials_per_gpu
 from orchestrator.plan import Trial, label
 from orchestrator.result import Epoch, Result
@@ -86,7 +86,7 @@ class Watch(Protocol):
     def ended(self, result: Result) -> None: ...
 
 
-_ray_is_gone = threading.Event()  # or Tune waits for a part of it: nothing in this process may call Ray any more
+_ray_is_gone = threading.Event()  # or a part of it does not answer: nothing in this process may call Ray any more
 
 
 class Part(NamedTuple):
@@ -136,17 +136,15 @@ def connect(resources: Resources, trial_mb: float = math.inf) -> Iterator[Cluste
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # trials that failed: rows say so
     ray_worker.print_to_stdstream = lambda *_, **__: None  # dead workers, on stdout amid this command's lines or JSON
-    before = signal.getsignal(signal.SIGTERM)
+    ray_utils.set_sigterm_handler = lambda handler: None  # this command's own stays
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
-    except SystemExit:  # how Ray answers SIGTERM, from early in its start on
-        raise KeyboardInterrupt from None
     except ConnectionError as error:
         raise BadInput(
             f"RAY_ADDRESS must name a running cluster, got {address}: {str(error).splitlines()[0]}"
         ) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # Ray's C++ has put one in its place
     parts = ()
     try:
         parts = _parts()
@@ -183,10 +181,7 @@ def connect(resources: Resources, trial_mb: float = math.inf) -> Iterator[Cluste
 def exit_past_ray(status: int) -> None:
     """End this process at once where Ray is gone: Python's way out would call it once more, and wait. Else return."""
     if _ray_is_gone.is_set():
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):  # nobody reads it any more
-                stream.flush()
-        os._exit(status)
+        exit_at_once(status)
 
 
 def _parts() -> tuple[Part, ...]:
@@ -568,7 +563,8 @@ def _signal(keys: dict[str, str]) -> Iterator[tuple[Any, Any, Any]]:
         yield actor, stopping, actor.keys.remote()
     finally:  # a call left open Ray would make anew as it ends, and complain on stderr
         actor.answer.remote(False)
-        ray.wait([stopping], timeout=3)
+        if not ray.wait([stopping], timeout=3)[0]:
+            _ray_is_gone.set()
 
 
 def _answered(stopping: Any) -> bool:

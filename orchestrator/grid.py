@@ -14,6 +14,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+if __name__ == "__main__":  # Ctrl-C among the imports ends without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import numpy as np
 import pyarrow as pa
 import typer
@@ -24,7 +27,7 @@ from orchestrator.board import build_board, build_history, verdict
 from orchestrator.budget import Meter
 from orchestrator.calibrate import read_pace
 from orchestrator.dataset.index import Index, build_index, check_split, describe_bad
-from orchestrator.errors import BadInput, exit_on_bad_input
+from orchestrator.errors import BadInput, exit_at_once, exit_on_bad_input
 from orchestrator.events import write_events
 from orchestrator.forecast import gpu_memory_mb, price
 from orchestrator.lease import Lease, refuse_if_held
@@ -66,15 +69,21 @@ def main(
         *(set_ or []),
         *(f"{path}={json.dumps(value)}" for path, value in shortcuts.items() if value is not None),
     ]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with exit_on_bad_input():
-        try:
-            status = orchestrate(read_spec(spec, overrides), plan, as_json, share_epochs, takeover, keep, mlflow)
-        except KeyboardInterrupt:  # before anything was written, or the second time
-            status = INTERRUPTED
+
+    def say_how_to_go_on() -> None:
+        again = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
+        print(f"interrupted: {again}  goes on from here", file=sys.stderr if as_json else sys.stdout)
+
+    def leave() -> None:
+        """Where nothing has begun: an exception would come up in the midst of some library, which may swallow it."""
+        with contextlib.suppress(OSError, RuntimeError):  # nobody reads it, or it came amid another line
+            say_how_to_go_on()
+        exit_at_once(INTERRUPTED)
+
+    with exit_on_bad_input(), _signals(leave):
+        status = orchestrate(read_spec(spec, overrides), plan, as_json, share_epochs, takeover, keep, mlflow)
         if status == INTERRUPTED:
-            again = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
-            leaderboard.console(stderr=as_json).out(f"interrupted: {again}  goes on from here")
+            say_how_to_go_on()
         raise SystemExit(status)
 
 
@@ -121,13 +130,13 @@ def orchestrate(
         if remaining(plan, gathered.done):
             interrupted = _train(work, plan, gathered, takeover, console)
         else:
-            with Lease(run.store, gathered.kill.set, takeover) as gathered.lease, _signals(gathered.interrupt):
+            with _signals(gathered.interrupt), Lease(run.store, gathered.kill.set, takeover) as gathered.lease:
                 _take(run, keep, gathered.lease, console)
                 run.write_plan(to_yaml(spec), plan.shared, [point.id for point in plan.points])
                 _finish(work, plan, gathered, None, console)
             interrupted = gathered.interrupted
         gathered.refuse_if_lost()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # the second time
         interrupted = True
     gathered.running.clear()  # even where the run folder was never taken
     status = _report(gathered.board(), gathered.history(), run, spec, interrupted, gathered.left_out, as_json)
@@ -166,18 +175,18 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
                 console.out(f"{many(len(skipped), 'file')} left out: listed in skipped.json")
 
         gathered.begin = begin
+        held.enter_context(_signals(gathered.interrupt))
         gathered.progress = held.enter_context(Progress(plan, todo, work.spec.metric, max(1, cluster.slots), console))
-        with _signals(gathered.interrupt):
-            try:
-                fanout.fan_out(work, cluster, todo, gathered, gathered.stop, gathered.kill)
-            except BadInput as error:  # Ray is gone: what there is goes into the tables
-                gathered.refusal = str(error)
-                gathered.stop.set()
-            gathered.take_folder({})  # where no trial came to its first step, their failures are rows all the same
-            if gathered.lease and gathered.lease.holds():
-                _finish(work, plan, gathered, cluster, console)
-            elif gathered.lease and gathered.lease.trouble and not gathered.lease.lost:
-                raise gathered.lease.trouble  # the tables are as they were, and nobody may take them for the end
+        try:
+            fanout.fan_out(work, cluster, todo, gathered, gathered.stop, gathered.kill)
+        except BadInput as error:  # Ray is gone: what there is goes into the tables
+            gathered.refusal = str(error)
+            gathered.stop.set()
+        gathered.take_folder({})  # where no trial came to its first step, their failures are rows all the same
+        if gathered.lease and gathered.lease.holds():
+            _finish(work, plan, gathered, cluster, console)
+        elif gathered.lease and gathered.lease.trouble and not gathered.lease.lost:
+            raise gathered.lease.trouble  # the tables are as they were, and nobody may take them for the end
         if gathered.refusal:
             raise BadInput(gathered.refusal)
     return gathered.interrupted
@@ -491,21 +500,30 @@ def _report(
 
 @contextlib.contextmanager
 def _signals(act: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM call `act` once; a second one interrupts at once."""
+    """Ctrl-C and SIGTERM call `act`; a second one raises KeyboardInterrupt; the next ones do what they did before."""
 
     def once(number: int, frame: object) -> None:
-        for each in old:
-            signal.signal(each, signal.default_int_handler)
+        answer(twice)
         act()
 
+    def twice(number: int, frame: object) -> None:
+        restore()
+        raise KeyboardInterrupt
+
+    def answer(handler: Callable[[int, object], None]) -> None:
+        for each in old:
+            signal.signal(each, handler)
+
+    def restore() -> None:
+        for each, handler in old.items():
+            signal.signal(each, handler)
+
     old = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    for each in old:
-        signal.signal(each, once)
+    answer(once)
     try:
         yield
     finally:
-        for each, handler in old.items():
-            signal.signal(each, handler)
+        restore()
 
 
 if __name__ == "__main__":

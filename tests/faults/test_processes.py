@@ -98,6 +98,28 @@ def test_drivers_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str, str],
     tried("driver killed at a random moment (laptop)", 5, check(str(tmp_path / RUN), quiet))
 
 
+def test_interrupted_while_it_starts(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
+    """Ctrl-C at any moment of a start: it ends with the line that resumes, and neither Ray nor Python is heard."""
+    draw, drivers = random.Random(seed()), []
+    for _ in range(8):
+        with driving(tmp_path, *GRID, env=env) as driver:
+            eventually(driver.processes)  # of Ray
+            pause(draw.uniform(0, 4))
+            began = time.monotonic()
+            driver.send(signal.SIGINT)
+            assert driver.end() == 130, driver.out
+            assert time.monotonic() - began < 15
+        assert driver.lines[-1].startswith("interrupted: python -m orchestrator.grid --set")
+        assert ".cc:" not in driver.out
+        assert "Traceback" not in driver.out
+        drivers.append(driver)
+    with driving(tmp_path, *GRID, env=env) as driver:
+        assert driver.end() == 0, driver.out
+    for each in (*drivers, driver):
+        clean(each)
+    tried("Ctrl-C at a random moment of a start", len(drivers), check(str(tmp_path / RUN), quiet))
+
+
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_interrupted_in_mid_epoch(
     quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note, number: signal.Signals
