@@ -101,7 +101,7 @@ def test_drivers_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str, str],
 def test_interrupted_while_it_starts(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
     """Ctrl-C at any moment of a start: it ends with the line that resumes, and neither Ray nor Python is heard."""
     draw, drivers = random.Random(seed()), []
-    for _ in range(8):
+    for _ in range(5):
         with driving(tmp_path, *GRID, env=env) as driver:
             eventually(driver.processes)  # of Ray
             pause(draw.uniform(0, 4))

@@ -24,11 +24,11 @@ def kill_driver(driver: Driver, draw: random.Random, run: Path) -> None:
 
 
 def interrupt(driver: Driver, draw: random.Random, run: Path) -> None:
-    """While Ray starts, its own handler answers SIGTERM, for half a second, and ends the driver: nothing has begun."""
+    """Amid imports either signal ends it at once, as SIGTERM does for half a second of the start: nothing has begun."""
     driver.send(draw.choice([signal.SIGINT, signal.SIGTERM]))
     status = driver.end()
     starting = not any("run folder" in line for line in driver.lines)
-    at_once = (-signal.SIGTERM, -signal.SIGABRT) if starting else ()
+    at_once = (-signal.SIGINT, -signal.SIGTERM, -signal.SIGABRT) if starting else ()
     assert status in (0, 130, *at_once, *by_ray(driver)), driver.out
 
 
