@@ -218,8 +218,13 @@ class Run:
 def read_parquet(data: bytes) -> pa.Table:
     """A table of a run folder. Raises ArrowException or OSError where it is damaged, checksums included."""
     # not read_table: its threads may still hold `data` when Python ends, which aborts the process now and then
-    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-        return file.read(use_threads=False)
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            table = file.read(use_threads=False)
+    except UnicodeDecodeError as error:  # the name of a column
+        raise pa.ArrowInvalid(str(error)) from None
+    table.validate(full=True)  # texts too
+    return table
 
 
 @dataclass(frozen=True)

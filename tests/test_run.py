@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -160,6 +162,15 @@ def test_tidying_puts_damaged_tables_aside_and_deletes_what_is_half_written(run:
     assert run.tidy() == ["damaged/leaderboard.parquet", "damaged/history.parquet"]
     assert (folder / "damaged" / "leaderboard.parquet").read_bytes() == board
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "damaged"]
+
+
+@pytest.mark.parametrize("damage", [pa.table({"abc": ["a\x7f"]}), pa.table({"a\x7f": ["abc"]})])
+def test_a_table_with_a_text_or_a_name_that_is_not_unicode_is_damaged(run: Run, damage: pa.Table):
+    """Arrow reads both without a word, or not at all."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(damage, sink)
+    run.store.write("leaderboard.parquet", sink.getvalue().to_pybytes().replace(b"a\x7f", b"a\xff"))
+    assert run.tidy() == ["damaged/leaderboard.parquet"]
 
 
 def test_a_plan_reads_back_as_it_was_written(run: Run, folder: Path):

@@ -214,6 +214,13 @@ def test_any_bytes_in_a_shard_are_images_or_one_line(tmp_path_factory: pytest.Te
     takes_or_tells(lambda: index_room.row_groups(index_room.build_index(store, data_spec), store))
 
 
+def test_a_shard_with_a_name_that_is_not_unicode_is_one_line(tmp_path: Path):
+    """That of a column, which Arrow does not read."""
+    (tmp_path / "a.parquet").write_bytes(next(iter(SHARDS.values())).replace(b"label", b"l\xffbel"))
+    with pytest.raises(BadInput, match=r"a\.parquet must be a Parquet file"):
+        index_room.build_index(open_store(str(tmp_path)), Data(uri="x"))
+
+
 def test_a_shard_that_would_unpack_to_a_memory_full_is_refused(tmp_path: Path):
     """A million equal rows fit into some kilobytes: it is refused by its footer, before a column is read."""
     rows = 10**6

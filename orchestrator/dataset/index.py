@@ -23,6 +23,7 @@ _SLICE = 10_000  # objects that stand as Python's at a time
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 WHOLE_OBJECT = -1
 _ROW_GROUP_BYTES = 2 * 10**9  # ours have some ten MB; one is unpacked as a whole
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last for the names of columns
 _OBJECTS = pa.schema([("key", pa.string()), ("size", pa.int64()), ("version", pa.string())])
 _SCHEMA = pa.schema(
     [
@@ -237,7 +238,7 @@ def open_shard(store: Store, shard: Object) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(source) as parquet:
             _refuse_bomb(shard, parquet.metadata)
             yield parquet
-    except (pa.ArrowException, OSError) as error:
+    except _UNREADABLE as error:
         raise BadInput(_not_parquet(shard, error)) from None
 
 
@@ -270,7 +271,7 @@ class RowGroup:
             source = pa.PythonFile(read, mode="r")
             with pq.ParquetFile(source, metadata=self.metadata) as parquet:
                 table = parquet.read_row_group(self.number, columns=["image.bytes"], use_threads=False)
-        except (pa.ArrowException, OSError) as error:
+        except _UNREADABLE as error:
             raise BadInput(_not_parquet(self.shard, error)) from None
         return table["image"].combine_chunks().field("bytes")
 
