@@ -31,7 +31,9 @@ def exit_on_bad_input() -> Iterator[None]:
 
 def exit_at_once(status: int) -> NoReturn:
     """End this process as it stands: Python's own way out calls every library once more, and may wait for it."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, RuntimeError):  # nobody reads it any more, or it was just being written
-            stream.flush()
-    os._exit(status)
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, RuntimeError):  # nobody reads it any more, or it was just being written
+                stream.flush()
+    finally:
+        os._exit(status)

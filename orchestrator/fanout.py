@@ -86,7 +86,7 @@ class Watch(Protocol):
     def ended(self, result: Result) -> None: ...
 
 
-_ray_is_gone = threading.Event()  # or a part of it does not answer: nothing in this process may call Ray any more
+_ray_is_gone = threading.Event()  # or some of it does not answer: it is neither asked any more nor shut down
 
 
 class Part(NamedTuple):
@@ -265,7 +265,7 @@ def fan_out(
 
     def run() -> None:
         try:
-            _tune(work, cluster, trials, watch, stop)
+            _tune(work, cluster, trials, watch, stop, kill)
         except _Ended:
             pass
         except BaseException as error:
@@ -335,7 +335,9 @@ class _While:
             self._telling.release()
 
 
-def _tune(work: Work, cluster: Cluster, trials: Sequence[Trial], watch: "_While", stop: threading.Event) -> None:
+def _tune(
+    work: Work, cluster: Cluster, trials: Sequence[Trial], watch: "_While", stop: threading.Event, kill: threading.Event
+) -> None:
     """What fan_out does, through Ray Tune. Raises _Ended where it is stopped."""
     from ray import tune
     from ray.air.execution._internal.actor_manager import RayActorManager
@@ -475,7 +477,7 @@ def _tune(work: Work, cluster: Cluster, trials: Sequence[Trial], watch: "_While"
 
     places = {trial.id: i for i, trial in enumerate(trials)}
     tell = Tell()
-    with scratch() as folder, _signal(found) as (stopper, stopping, keys):
+    with scratch() as folder, _signal(found, kill) as (stopper, stopping, keys):
         tune.Tuner(
             tune.with_resources(
                 # in a list, or Tune would fetch what they stand for once more for every trial
@@ -534,9 +536,10 @@ class _Ended(BaseException):
 
 
 @contextlib.contextmanager
-def _signal(keys: dict[str, str]) -> Iterator[tuple[Any, Any, Any]]:
+def _signal(keys: dict[str, str], kill: threading.Event) -> Iterator[tuple[Any, Any, Any]]:
     """An actor on this node, whether workers are to stop (ready once its method `answer` was called), and the keys.
 
+    At the end it is answered as well: they are, unless `kill` is set.
     An actor's small answers stay in memory: the object store may write what is put into it to a disk.
     """
 
@@ -558,12 +561,12 @@ def _signal(keys: dict[str, str]) -> Iterator[tuple[Any, Any, Any]]:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     lasting = {"max_restarts": -1, "max_task_retries": -1}  # or its death would look like a stop to the workers
     actor = ray.remote(Signal).options(num_cpus=0, scheduling_strategy=here, **lasting).remote(keys)
-    stopping = actor.stopping.remote()
+    stopping, told = actor.stopping.remote(), actor.keys.remote()
     try:
-        yield actor, stopping, actor.keys.remote()
+        yield actor, stopping, told
     finally:  # a call left open Ray would make anew as it ends, and complain on stderr
-        actor.answer.remote(False)
-        if not ray.wait([stopping], timeout=3)[0]:
+        calls = [stopping, told, actor.answer.remote(not kill.is_set())]
+        if ray.wait(calls, num_returns=len(calls), timeout=5)[1]:
             _ray_is_gone.set()
 
 

@@ -14,7 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-if __name__ == "__main__":  # Ctrl-C among the imports ends without a traceback
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C among the imports ends without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
@@ -75,10 +76,12 @@ def main(
         print(f"interrupted: {again}  goes on from here", file=sys.stderr if as_json else sys.stdout)
 
     def leave() -> None:
-        """Where nothing has begun: an exception would come up in the midst of some library, which may swallow it."""
-        with contextlib.suppress(OSError, RuntimeError):  # nobody reads it, or it came amid another line
+        """Before anything is written, and after: an exception would come up amid some library, which may swallow it."""
+        try:
+            leaderboard.console(stderr=as_json).show_cursor()  # that of the live table
             say_how_to_go_on()
-        exit_at_once(INTERRUPTED)
+        finally:  # also where nobody reads it, where it came amid another line, or at a second signal
+            exit_at_once(INTERRUPTED)
 
     with exit_on_bad_input(), _signals(leave):
         status = orchestrate(read_spec(spec, overrides), plan, as_json, share_epochs, takeover, keep, mlflow)
@@ -130,6 +133,8 @@ def orchestrate(
         if remaining(plan, gathered.done):
             interrupted = _train(work, plan, gathered, takeover, console)
         else:
+            if not takeover:
+                refuse_if_held(run.store)
             with _signals(gathered.interrupt), Lease(run.store, gathered.kill.set, takeover) as gathered.lease:
                 _take(run, keep, gathered.lease, console)
                 run.write_plan(to_yaml(spec), plan.shared, [point.id for point in plan.points])
