@@ -351,7 +351,6 @@ def _tune(
     tune_trial.get_trainable_cls = functools.cache(registry.get_trainable_cls)
     RayActorManager._actor_task_failed = _as_death(RayActorManager._actor_task_failed)
     by_id = {trial.id: trial for trial in trials}
-    found = {name: os.environ[name] for name in KEYS if name in os.environ}
     shared = ray.put((work, by_id))
 
     def train(config: dict[str, str], refs: list[Any]) -> None:
@@ -378,7 +377,7 @@ def _tune(
                     ready=unreadable, behind=behind, trial=config["trial"], **node
                 ),
                 report=mail.add,
-                stopping=lambda: _answered(stopping),
+                stopping=lambda: _told_to_stop(stopping),
                 node=node,
                 say=mail.lines.append,
             )
@@ -477,7 +476,7 @@ def _tune(
 
     places = {trial.id: i for i, trial in enumerate(trials)}
     tell = Tell()
-    with scratch() as folder, _signal(found, kill) as (stopper, stopping, keys):
+    with scratch() as folder, _signal(kill) as (stopper, stopping, keys):
         tune.Tuner(
             tune.with_resources(
                 # in a list, or Tune would fetch what they stand for once more for every trial
@@ -536,8 +535,8 @@ class _Ended(BaseException):
 
 
 @contextlib.contextmanager
-def _signal(keys: dict[str, str], kill: threading.Event) -> Iterator[tuple[Any, Any, Any]]:
-    """An actor on this node, whether workers are to stop (ready once its method `answer` was called), and the keys.
+def _signal(kill: threading.Event) -> Iterator[tuple[Any, Any, Any]]:
+    """An actor on this node, whether workers are to stop (ready once its method `answer` was called), and KEYS' values.
 
     At the end it is answered as well: they are, unless `kill` is set.
     An actor's small answers stay in memory: the object store may write what is put into it to a disk.
@@ -558,19 +557,20 @@ def _signal(keys: dict[str, str], kill: threading.Event) -> Iterator[tuple[Any, 
             self._stop = self._stop or stop
             self._answered.set()
 
+    found = {name: os.environ[name] for name in KEYS if name in os.environ}
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     lasting = {"max_restarts": -1, "max_task_retries": -1}  # or its death would look like a stop to the workers
-    actor = ray.remote(Signal).options(num_cpus=0, scheduling_strategy=here, **lasting).remote(keys)
-    stopping, told = actor.stopping.remote(), actor.keys.remote()
+    actor = ray.remote(Signal).options(num_cpus=0, scheduling_strategy=here, **lasting).remote(found)
+    stopping, keys = actor.stopping.remote(), actor.keys.remote()
     try:
-        yield actor, stopping, told
+        yield actor, stopping, keys
     finally:  # a call left open Ray would make anew as it ends, and complain on stderr
-        calls = [stopping, told, actor.answer.remote(not kill.is_set())]
+        calls = [stopping, keys, actor.answer.remote(not kill.is_set())]
         if ray.wait(calls, num_returns=len(calls), timeout=5)[1]:
             _ray_is_gone.set()
 
 
-def _answered(stopping: Any) -> bool:
+def _told_to_stop(stopping: Any) -> bool:
     """In a worker: whether it is to stop, as where its driver has died."""
     try:
         return bool(ray.wait([stopping], timeout=0)[0]) and ray.get(stopping)
