@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
+DONE, FAILED, USED_UP, INTERRUPTED = 0, 1, 3, 130
+
 
 class BadInput(Exception):
     """One clear line: what it must be, what it was, what to do."""

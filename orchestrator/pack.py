@@ -1,180 +1,15 @@
-"""Pack: images laid out <class>/<image> -> Parquet shards. `python -m orchestrator.pack SRC DST`.
+"""Pack: `python -m orchestrator.pack SRC DST`: a folder of images -> Parquet shards."""
 
-The shards follow Hugging Face's image-folder convention and hold the encoded images as they are. What goes where is
-decided from the listing alone (`lay_out`, pure), and a shard appears whole or not at all: so the same command again
-writes just the shards that are missing.
-"""
-
-import contextlib
-import hashlib
-import io
-import itertools
-import json
-import os
 import shlex
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from orchestrator import leaderboard
-from orchestrator.dataset.index import Index, build_index, describe_bad, open_shard
-from orchestrator.errors import BadInput, exit_on_bad_input
-from orchestrator.plan import many
-from orchestrator.spec import Data
-from orchestrator.store import Object, Store, StoreError, open_store
-
-INTERRUPTED = 130
-MB = 10**6
-ROW_GROUP_BYTES = 8 * 2**20  # one ranged read
-TAG = b"orchestrator.pack"
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One Parquet file.
-
-    Attributes:
-        key: Its place in DST.
-        tag: Kept in its metadata; SHA-256 over all images, the shard size and its own number.
-        rows: Positions of its images in the index.
-    """
-
-    key: str
-    tag: bytes
-    rows: range
-
-
-def cut(sizes: Sequence[int], limit: int) -> list[range]:
-    """Runs of neighbours, in order, each as long as fits into `limit` bytes; what is larger is a run alone. Pure."""
-    runs, start, run_bytes = [], 0, 0
-    for i, size in enumerate(sizes):
-        if i > start and run_bytes + size > limit:
-            runs.append(range(start, i))
-            start, run_bytes = i, 0
-        run_bytes += size
-    return [*runs, range(start, len(sizes))] if sizes else []
-
-
-def lay_out(index: Index, shard_bytes: int) -> tuple[Shard, ...]:
-    """Which image goes into which shard. Pure: from the listing, so the same images give the same shards."""
-    runs = cut(index.table["size"].to_pylist(), shard_bytes)
-    tags = (hashlib.sha256(f"{index.digest} {shard_bytes} {i}".encode()).hexdigest() for i in range(len(runs)))
-    return tuple(
-        Shard(f"shard-{i:05}-of-{len(runs):05}.parquet", tag.encode(), rows)
-        for i, (tag, rows) in enumerate(zip(tags, runs, strict=True))
-    )
-
-
-def pack(src: Store, dst: Store, shard_mb: int, skip_bad: bool, console: Console) -> None:
-    """Write the shards that DST lacks, one at a time. Raises BadInput."""
-    began = time.monotonic()
-    index = _images(src, dst, skip_bad)
-    shards = lay_out(index, shard_mb * MB)
-    missing = _missing(dst, shards)
-    objects = index.objects
-    console.out(
-        f"{many(len(index), 'image')} of {len(index.classes)} classes in {src.uri}: {many(len(shards), 'shard')}, "
-        f"{len(shards) - len(missing)} already in {dst.uri}{_left_out(index)}"
-    )
-    todo = [objects[row] for shard in missing for row in shard.rows]
-    rate, left = TextColumn("{task.fields[rate]:.0f} images/s"), TimeRemainingColumn(compact=True)
-    terminal = console.is_terminal
-    bar = Progress(BarColumn(), DownloadColumn(), rate, left, console=console, transient=True, disable=not terminal)
-    task = bar.add_task("", total=sum(o.size for o in todo), rate=0.0)
-
-    def watched(blobs: Iterator[bytes]) -> Iterator[bytes]:
-        read_since = time.monotonic()
-        for done, blob in enumerate(blobs, start=1):
-            bar.update(task, advance=len(blob), rate=done / (time.monotonic() - read_since))
-            yield blob
-
-    with bar, contextlib.closing(src.read_many(todo)) as blobs:
-        images = watched(blobs)
-        for shard in missing:
-            dst.write(shard.key, encode(index, shard, images))
-            if not terminal:
-                console.out(f"{shard.key}: {many(len(shard.rows), 'image')}, {_mb(objects[row] for row in shard.rows)}")
-    console.out(
-        f"{many(len(index), 'image')}, {many(len(shards), 'shard')}, {_mb(objects)}, "
-        f"{time.monotonic() - began:.1f} s: python -m orchestrator.grid SPEC --data {shlex.quote(dst.uri)}"
-    )
-
-
-def encode(index: Index, shard: Shard, blobs: Iterator[bytes]) -> bytes:
-    """The shard as a Parquet file. blobs: its encoded images, in order."""
-    features = {"image": {"_type": "Image"}, "label": {"names": list(index.classes), "_type": "ClassLabel"}}
-    schema = pa.schema(
-        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())],
-        metadata={"huggingface": json.dumps({"info": {"features": features}}), TAG: shard.tag},
-    )
-    sizes = index.table["size"].slice(shard.rows.start, len(shard.rows)).to_pylist()
-    out = io.BytesIO()
-    # encoded images do not compress, and a reader has no use for the least and the greatest of them
-    with pq.ParquetWriter(
-        out, schema, compression="none", use_dictionary=False, write_statistics=["image.path", "label"]
-    ) as writer:
-        for run in cut(sizes, ROW_GROUP_BYTES):
-            rows = index.table.slice(shard.rows[run.start], len(run)).combine_chunks()
-            encoded = pa.array(itertools.islice(blobs, len(run)), pa.binary())
-            image = pa.StructArray.from_arrays([encoded, rows["path"].chunk(0)], names=["bytes", "path"])
-            writer.write_table(pa.table([image, rows["label"].cast(pa.int64())], schema=schema))
-    return out.getvalue()
-
-
-def _images(src: Store, dst: Store, skip_bad: bool) -> Index:
-    inner, outer = (s.uri if "://" in s.uri else os.path.realpath(s.uri).rstrip("/") for s in (dst, src))
-    if f"{inner}/".startswith(f"{outer}/"):
-        raise BadInput(f"DST must lie outside SRC, got {dst.uri} in {src.uri}: the shards would count as its images")
-    # of all splits one half asks for the fewest images: two in each class
-    index = build_index(src, Data(uri=src.uri, validation_split=0.5, on_bad_image="skip"))
-    if index.packed:
-        raise BadInput(f"SRC must hold images as <class>/<image>, got Parquet shards in {src.uri}: they are packed")
-    if index.bad and not skip_bad:
-        raise BadInput(describe_bad(index.bad).replace("--set data.on_bad_image=skip", "--skip-bad"))
-    return index
-
-
-def _mb(objects: Iterable[Object]) -> str:
-    return f"{sum(o.size for o in objects) / MB:.1f} MB"
-
-
-def _left_out(index: Index) -> str:
-    names = [f"{key} ({reason})" for key, reason in index.bad]
-    more = [f"and {len(names) - 10} more"] if len(names) > 10 else []
-    beside = [f"{many(index.ignored, 'file')} beside the class folders"] if index.ignored else []
-    left_out = "; ".join([*names[:10], *more, *beside])
-    return f"; left out: {left_out}" if left_out else ""
-
-
-def _missing(dst: Store, shards: Sequence[Shard]) -> list[Shard]:
-    """The shards to write. Raises BadInput where DST holds others."""
-    missing = {shard.key: shard for shard in shards}
-    for found in dst.list():
-        if not found.key.lower().endswith(".parquet"):
-            continue
-        tag = None
-        try:
-            with open_shard(dst, found) as parquet:
-                tag = (parquet.schema_arrow.metadata or {}).get(TAG)
-        except StoreError:
-            raise
-        except BadInput:  # cut off by whatever copied it
-            if found.key in missing:
-                continue
-        if found.key not in missing or missing.pop(found.key).tag != tag:
-            raise BadInput(
-                f"DST must be empty or hold shards of the same images and --shard-mb, got another {found.key} in "
-                f"{dst.uri}: give another DST, or delete its shards"
-            )
-    return list(missing.values())
+from orchestrator.data.pack import INTERRUPTED, pack
+from orchestrator.errors import exit_on_bad_input
+from orchestrator.store import open_store
+from orchestrator.terminal import make_console
 
 
 def main(
@@ -184,7 +19,7 @@ def main(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out files that cannot be images.")] = False,
 ) -> None:
     """Pack images into Parquet shards: a bucket serves them faster. The same command again writes what is missing."""
-    console = leaderboard.console()
+    console = make_console()
     with exit_on_bad_input():
         try:
             pack(open_store(src), open_store(dst, create=True), shard_mb, skip_bad, console)

@@ -42,7 +42,7 @@ from obstore.store import S3Store, from_url
 from orchestrator.errors import BadInput
 
 HELD_BYTES = 64 * 2**20
-SAMPLES = Path(__file__).parent / "dataset" / "sample"
+SAMPLES = Path(__file__).parent / "data" / "sample"
 FORMS = "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, sample://NAME, or a folder"
 
 # read_timeout, not timeout, catches a stalled server: a large object on a slow line may well take minutes

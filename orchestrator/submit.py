@@ -1,43 +1,16 @@
 """Submit: a spec on this machine -> a job on a cluster, followed to its end. Wraps `ray job submit`."""
 
 import json
-import os
 import re
 import secrets
-import shlex
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from orchestrator.cluster.submit import command, follow
+from orchestrator.driver.line import read_spec
 from orchestrator.errors import BadInput, exit_on_bad_input
-from orchestrator.grid import INTERRUPTED, read_spec
-from orchestrator.spec import Spec
-
-# besides what .gitignore names, which Ray leaves out itself
-EXCLUDES = [".git", ".venv", "venv", "runs", "build", "dist", "__pycache__", "*.egg-info", "tests", "infra"]
-
-
-def command(spec: Spec, path: str, arguments: Sequence[str], job: str) -> list[str]:
-    """The words of `ray job submit`, but for the address and the token, which its environment holds. Pure.
-
-    path: the spec's, from the current folder, which goes along. arguments: further ones of orchestrator.grid.
-    Raises BadInput where data or output would be a folder of this machine.
-    """
-    for field, uri, cure in (("data.uri", spec.data.uri, "--data"), ("output", spec.output, "--output")):
-        if "://" not in uri and not os.path.isabs(uri):
-            raise BadInput(
-                f"{field} must be a bucket, or a full path that every node of the cluster shares, got {uri}: "
-                f"add {cure} s3://BUCKET/PREFIX"
-            )
-    # stopped, it is interrupted as by Ctrl-C and has time to put its tables in order
-    stop = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
-    env = json.dumps({"excludes": EXCLUDES, "env_vars": stop})
-    head = ["job", "submit", "--submission-id", job, "--working-dir", ".", "--runtime-env-json", env]
-    return [*head, "--", "python", "-m", "orchestrator.grid", path, *arguments]
 
 
 def main(
@@ -70,39 +43,7 @@ def main(
         job = f"{checked.name.replace('.', '-')}-{secrets.token_hex(4)}"
         arguments = [word for change in changes for word in ("--set", change)] + context.args
         line = command(checked, path, arguments, job)
-        raise SystemExit(_follow(line, job, address))
-
-
-def _follow(line: list[str], job: str, address: str) -> int:
-    """Submit, show what the job prints, and return its exit status: the grid's own, 130 where it was stopped."""
-    ray = str(Path(sys.executable).with_name("ray"))
-    env = {**os.environ, "RAY_API_SERVER_ADDRESS": address, "NO_COLOR": "1"}
-    token = Path(env.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
-    if env.get("RAY_AUTH_TOKEN") or token.is_file():
-        env.setdefault("RAY_AUTH_MODE", "token")
-    # in a session of its own, Ctrl-C does not reach it: it is ended when there is something to say
-    follower = subprocess.Popen([ray, *line], env=env, start_new_session=True)
-    try:
-        status = follower.wait()
-    except KeyboardInterrupt:
-        follower.terminate()
-        follower.wait()
-        print(f"\n{_ways(job, address)}", file=sys.stderr)
-        return INTERRUPTED
-    told = subprocess.run([ray, "job", "status", job], env=env, capture_output=True, text=True, check=False)
-    text = told.stdout + told.stderr
-    if "was stopped" in text:
-        return INTERRUPTED
-    code = re.search(r"exit code (\d+)", text)
-    return int(code[1]) if status and code else status
-
-
-def _ways(job: str, address: str) -> str:
-    at = f"--address {shlex.quote(address)} {job}"
-    return (
-        f"{job} goes on without you.\n  come back  ray job logs --follow {at}\n  stop       ray job stop {at}\n"
-        f"  resume     the same command again, once it has stopped, failed or used up its budget"
-    )
+        raise SystemExit(follow(line, job, address))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from orchestrator.board import build_board, build_history
-from orchestrator.model import Code
-from orchestrator.plan import Counts, make_plan
-from orchestrator.result import Epoch, Result
-from orchestrator.run import Run
-from orchestrator.spec import load_spec, to_yaml
+from orchestrator.board.table import build_board, build_history
+from orchestrator.plan.forecast import Counts
+from orchestrator.plan.points import make_plan
+from orchestrator.run.folder import Run
+from orchestrator.run.result import Epoch, Result
+from orchestrator.spec.code import Code
+from orchestrator.spec.reading import load_spec, to_yaml
 from orchestrator.store import open_store
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"

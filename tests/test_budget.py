@@ -1,7 +1,7 @@
 """budget: what fits is begun, what would end too late or cost too much is not."""
 
-from orchestrator.budget import Meter
-from orchestrator.spec import Budget
+from orchestrator.plan.budget import Meter
+from orchestrator.spec.sections import Budget
 
 
 def test_without_a_budget_everything_fits():

@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 from images import class_folder, encoded, fill, picture
 
-from orchestrator.dataset import cache as room
-from orchestrator.dataset.cache import cache_folder, open_cache
-from orchestrator.dataset.index import Index, build_index
+from orchestrator.data.cache import Cache, cache_folder, open_cache
+from orchestrator.data.index import Index, build_index
 from orchestrator.errors import BadInput
-from orchestrator.spec import Data
+from orchestrator.spec.sections import Data
 from orchestrator.store import Changed, Folder, Object, Store, open_store
 
 SIZE = (24, 32)
@@ -58,7 +57,7 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "some" / "caches"
 
 
-def open_it(store: Store, size: tuple[int, int] = SIZE, resize: str = "bilinear") -> room.Cache:
+def open_it(store: Store, size: tuple[int, int] = SIZE, resize: str = "bilinear") -> Cache:
     return open_cache(index_of(store), store, Data(uri=store.uri, image_size=size, resize=resize))
 
 
@@ -307,7 +306,7 @@ class TestDisk:
 class TestLimit:
     """data.cache_limit_gb: what decoded images may take on a node."""
 
-    def open_with(self, store: Store, limit_gb: float, size: tuple[int, int] = SIZE) -> room.Cache:
+    def open_with(self, store: Store, limit_gb: float, size: tuple[int, int] = SIZE) -> Cache:
         return open_cache(index_of(store), store, Data(uri=store.uri, image_size=size, cache_limit_gb=limit_gb))
 
     def test_the_cache_unused_for_longest_goes_first(self, store: Counting, caches: Path) -> None:

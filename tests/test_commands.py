@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.result import Epoch, Result
-from orchestrator.run import Run
+from orchestrator.run.folder import Run
+from orchestrator.run.result import Epoch, Result
 from orchestrator.store import open_store
 
 SPEC = """

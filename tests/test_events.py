@@ -12,11 +12,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from orchestrator.events import write_events
-from orchestrator.plan import Point
-from orchestrator.result import Epoch, Result
-from orchestrator.run import Run
+from orchestrator.plan.points import Point
+from orchestrator.run.folder import Run
+from orchestrator.run.result import Epoch, Result
 from orchestrator.store import open_store
+from orchestrator.tracking.tensorboard import write_events
 
 STATUSES = [f"STATUS_{name}" for name in ("UNKNOWN", "SUCCESS", "FAILURE", "RUNNING")]
 

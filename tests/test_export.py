@@ -14,9 +14,10 @@ import pytest
 from test_trial import new_worker, train, train_and_die, work_in
 
 from orchestrator.errors import BadInput
-from orchestrator.plan import Trial
-from orchestrator.result import Result
-from orchestrator.run import Keep, Work
+from orchestrator.plan.points import Trial
+from orchestrator.run.context import WorkerContext
+from orchestrator.run.folder import KeepModels
+from orchestrator.run.result import Result
 
 # with this rate the lowest val_loss comes early and the highest val_accuracy at another epoch
 RISING = ("grid.epochs=[8]", "train.learning_rate=0.01", "grid.dropout=[0.0]", "grid.l2=[0.0]")
@@ -48,7 +49,7 @@ def worker() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-def keeping(folder: Path, keep: Keep, *overrides: str) -> tuple[Work, Trial]:
+def keeping(folder: Path, keep: KeepModels, *overrides: str) -> tuple[WorkerContext, Trial]:
     work, (trial,) = work_in(folder, *overrides)
     return dataclasses.replace(work, keep=keep), trial
 
@@ -68,7 +69,7 @@ def models(folder: Path) -> dict[str, dict]:
 def test_a_trial_keeps_its_best_milestone(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
     """By the metric of the spec, as a candidate; with its figures and the digest that the result has."""
     for metric, better in (("val_accuracy", max), ("loss", min)):
-        work, trial = keeping(tmp_path / metric, Keep.best, f"metric={metric}")
+        work, trial = keeping(tmp_path / metric, KeepModels.best, f"metric={metric}")
         result = worker.submit(train, trial, work).result()
         assert result.status == "ok", result.error
         ((name, facts),) = models(tmp_path / metric).items()
@@ -84,20 +85,20 @@ def test_a_trial_keeps_its_best_milestone(worker: ProcessPoolExecutor, tmp_path:
 def test_all_keeps_every_milestone_and_none_keeps_nothing(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
     """And whatever is kept, the trial's weights and metrics are the same."""
     results = {}
-    for keep in Keep:
+    for keep in KeepModels:
         work, trial = keeping(tmp_path / keep, keep)
         results[keep] = worker.submit(train, trial, work).result()
-    assert set(models(tmp_path / Keep.all)) == set(trial.points)
-    assert not (tmp_path / Keep.none / "models").exists()
-    assert results[Keep.all].digests == results[Keep.none].digests == results[Keep.best].digests
-    assert results[Keep.all].history[-1].val_loss == results[Keep.none].history[-1].val_loss
+    assert set(models(tmp_path / KeepModels.all)) == set(trial.points)
+    assert not (tmp_path / KeepModels.none / "models").exists()
+    assert results[KeepModels.all].digests == results[KeepModels.none].digests == results[KeepModels.best].digests
+    assert results[KeepModels.all].history[-1].val_loss == results[KeepModels.none].history[-1].val_loss
 
 
 @pytest.fixture(scope="module")
 def stopped(worker: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, dict]:
     """A trial that early stopping ended, and the facts of its model."""
     folder = tmp_path_factory.mktemp("stopped")
-    work, trial = keeping(folder, Keep.best, *STOPPING)
+    work, trial = keeping(folder, KeepModels.best, *STOPPING)
     result = worker.submit(train, trial, work).result()
     assert result.status == "ok", result.error
     return result, models(folder)[f"candidates/{trial.points[0]}"]
@@ -111,7 +112,7 @@ def test_early_stopping_exports_the_weights_of_the_lowest_val_loss(
     best = min(result.history, key=lambda epoch: epoch.val_loss)
     assert best.epoch < len(result.history) < 8
     assert (facts["epoch"], facts["epochs"], facts["metrics"]["val_loss"]) == (best.epoch, 8, best.val_loss)
-    work, trial = keeping(tmp_path, Keep.none, *RISING, f"grid.epochs=[{best.epoch}]")
+    work, trial = keeping(tmp_path, KeepModels.none, *RISING, f"grid.epochs=[{best.epoch}]")
     assert worker.submit(train, trial, work).result().digests[best.epoch] == facts["weights"]
 
 
@@ -120,7 +121,7 @@ def test_the_best_weights_survive_a_kill(
 ) -> None:
     """Killed after the best epoch, resumed by another worker: the model has the weights from before the kill."""
     result, facts = stopped
-    work, trial = keeping(tmp_path, Keep.best, *STOPPING)
+    work, trial = keeping(tmp_path, KeepModels.best, *STOPPING)
     process = multiprocessing.get_context("spawn").Process(target=train_and_die, args=(trial, work, facts["epoch"] + 1))
     process.start()
     process.join(120)
@@ -133,7 +134,7 @@ def test_the_best_weights_survive_a_kill(
 
 def test_ranked_by_the_best_accuracy_the_model_is_that_epochs(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
     """What won the rank is what is kept."""
-    work, trial = keeping(tmp_path, Keep.best, *RISING, "metric=best_val_accuracy")
+    work, trial = keeping(tmp_path, KeepModels.best, *RISING, "metric=best_val_accuracy")
     result = worker.submit(train, trial, work).result()
     best = max(result.history, key=lambda epoch: epoch.val_accuracy)
     assert best.epoch < 8
@@ -143,13 +144,13 @@ def test_ranked_by_the_best_accuracy_the_model_is_that_epochs(worker: ProcessPoo
 
 def test_a_finished_trial_gives_its_models_again(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
     """The last milestone's from the checkpoint, an earlier one's by training anew; results and checkpoint stay."""
-    work, trial = keeping(tmp_path, Keep.none)
+    work, trial = keeping(tmp_path, KeepModels.none)
     result = worker.submit(train, trial, work).result()
     before = {p.name: p.stat().st_mtime_ns for place in ("trials", "checkpoints") for p in (tmp_path / place).iterdir()}
     for at in (1, 0):
         milestone, point = trial.milestones[at], trial.points[at]
         asked = dataclasses.replace(trial, milestones=(milestone,), points=(point,))
-        again = worker.submit(train, asked, dataclasses.replace(work, keep=Keep.best, again=True)).result()
+        again = worker.submit(train, asked, dataclasses.replace(work, keep=KeepModels.best, again=True)).result()
         assert again.status == "ok", again.error
         assert models(tmp_path)[f"candidates/{point}"]["weights"] == result.digests[milestone]
         taken_over = again.history[0].train_s == result.history[0].train_s
@@ -166,11 +167,11 @@ def test_a_model_that_cannot_be_saved_is_refused_before_training(worker: Process
     """Not after hours of it: one line, and nothing is written. Who keeps no models may train it."""
     (tmp_path / "closed_net.py").write_text(CLOSED)
     worker.submit(import_from, str(tmp_path)).result()
-    for keep in (Keep.best, Keep.none):
+    for keep in (KeepModels.best, KeepModels.none):
         work, trial = keeping(tmp_path / "run", keep, "grid={epochs: [1]}")
         work = dataclasses.replace(work, spec=work.spec.model_copy(update={"model": "closed_net:build"}))
         trained = worker.submit(train, trial, work)
-        if keep is Keep.none:
+        if keep is KeepModels.none:
             assert trained.result().status == "ok"
         else:
             with pytest.raises(
@@ -184,7 +185,9 @@ def test_streamed_images_give_thumbnails_too(worker: ProcessPoolExecutor, tmp_pa
     """The pictures of the worst classified are those that a node's cache would hold."""
     pictures = {}
     for limit in (20, 0):
-        work, trial = keeping(tmp_path / str(limit), Keep.all, "grid={epochs: [1]}", f"data.cache_limit_gb={limit}")
+        work, trial = keeping(
+            tmp_path / str(limit), KeepModels.all, "grid={epochs: [1]}", f"data.cache_limit_gb={limit}"
+        )
         result = worker.submit(train, trial, work).result()
         assert result.status == "ok", result.error
         rows = pq.read_table(tmp_path / str(limit) / "models" / f"{trial.points[0]}-validation.parquet").to_pylist()
@@ -197,11 +200,11 @@ def test_streamed_images_give_thumbnails_too(worker: ProcessPoolExecutor, tmp_pa
 
 def test_a_resumed_trial_does_not_write_what_is_there(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
     """A grid that grows in epochs keeps the model of the shorter point, unless the longer one is better."""
-    work, short = keeping(tmp_path, Keep.all, "grid.epochs=[1]")
+    work, short = keeping(tmp_path, KeepModels.all, "grid.epochs=[1]")
     worker.submit(train, short, work).result()
     file = tmp_path / "models" / f"{short.points[0]}.keras"
     before = file.stat().st_mtime_ns
-    work, long = keeping(tmp_path, Keep.all)
+    work, long = keeping(tmp_path, KeepModels.all)
     assert worker.submit(train, long, work).result().status == "ok"
     assert set(models(tmp_path)) == set(long.points)
     assert file.stat().st_mtime_ns == before

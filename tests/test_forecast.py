@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.forecast import (
+from orchestrator.plan.forecast import (
     FIRST_GUESS,
     LIST_PRICES,
+    Counts,
     Pace,
     epoch_s,
     gpu_memory_mb,
@@ -19,8 +20,9 @@ from orchestrator.forecast import (
     schedule,
     trials_per_gpu,
 )
-from orchestrator.plan import Counts
-from orchestrator.spec import Resources, load_spec, settle
+from orchestrator.spec.axes import resolve
+from orchestrator.spec.reading import load_spec
+from orchestrator.spec.sections import Resources
 
 COUNTS = Counts(6404, 1601)
 SPEC = load_spec("name: n\ndata: {uri: x}\ngrid: {dropout: [0]}")
@@ -37,13 +39,13 @@ MEASURED = Pace("", {"float32": {10: 0.02, 50: 0.06}}, {"float32": 0.0}, 0.0, 0.
 )
 def test_the_forecast_grows_with_the_work(less, more):
     """Smaller batches, larger images and wider numbers take longer."""
-    assert 0 < epoch_s(settle(SPEC, less), COUNTS) < epoch_s(settle(SPEC, more), COUNTS)
+    assert 0 < epoch_s(resolve(SPEC, less), COUNTS) < epoch_s(resolve(SPEC, more), COUNTS)
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 1000), st.integers(0, 1000))
 def test_more_images_never_take_less_time(training, validation, more_training, more_validation):
     """The forecast is positive, and grows with both kinds of images."""
-    settings = settle(SPEC, {})
+    settings = resolve(SPEC, {})
     few = epoch_s(settings, Counts(training, validation))
     many = epoch_s(settings, Counts(training + more_training, validation + more_validation))
     assert 0 < few <= many * (1 + 1e-12)
@@ -60,13 +62,13 @@ def test_more_images_never_take_less_time(training, validation, more_training, m
 )
 def test_a_step_lies_on_the_line_between_what_was_measured(batch_size, step_s):
     """On images of 64 x 64 an epoch is so many steps."""
-    took_s = epoch_s(settle(SPEC, {"batch_size": batch_size}), Counts(batch_size * 7, 1), MEASURED)
+    took_s = epoch_s(resolve(SPEC, {"batch_size": batch_size}), Counts(batch_size * 7, 1), MEASURED)
     assert took_s == pytest.approx(7 * step_s)
 
 
 def test_only_what_depends_on_pixels_grows_with_them():
     """Four times the pixels: a step of 10 images takes 10 ms and four times 10 ms."""
-    took_s = epoch_s(settle(SPEC, {"batch_size": 10, "image_size": (128, 128)}), Counts(10, 1), MEASURED)
+    took_s = epoch_s(resolve(SPEC, {"batch_size": 10, "image_size": (128, 128)}), Counts(10, 1), MEASURED)
     assert took_s == pytest.approx(0.05)
 
 
@@ -157,8 +159,8 @@ def test_a_gpu_is_shared_by_as_many_trials_as_fit(gpu_mb, trial_mb, count):
 
 def test_a_trial_takes_more_of_a_gpu_the_more_it_holds():
     """Its data set, its batch, and a part for every process."""
-    usual = gpu_memory_mb(settle(SPEC, {}), COUNTS)
+    usual = gpu_memory_mb(resolve(SPEC, {}), COUNTS)
     assert usual > 1000
-    assert gpu_memory_mb(settle(SPEC, {"batch_size": 256}), COUNTS) > usual
-    assert gpu_memory_mb(settle(SPEC, {"image_size": (128, 128)}), COUNTS) > usual
-    assert gpu_memory_mb(settle(SPEC, {}), Counts(64040, 1601)) > usual
+    assert gpu_memory_mb(resolve(SPEC, {"batch_size": 256}), COUNTS) > usual
+    assert gpu_memory_mb(resolve(SPEC, {"image_size": (128, 128)}), COUNTS) > usual
+    assert gpu_memory_mb(resolve(SPEC, {}), Counts(64040, 1601)) > usual

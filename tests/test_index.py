@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 from images import as_shards, class_folder, encoded, fill, parquet, picture, shard
 
-from orchestrator.dataset.index import Index, build_index, describe_bad
+from orchestrator.data.index import Index, build_index, describe_bad
 from orchestrator.errors import BadInput
-from orchestrator.spec import Data
+from orchestrator.spec.sections import Data
 from orchestrator.store import Folder, Object, Store, open_store
 
 ODD_NAMES = ["a b.png", "a+b.png", "100%.png", "größe 日本 😀.png", "a#b?c=d&e.png"]

@@ -21,26 +21,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from orchestrator.board import (
-    COLUMNS,
-    SCHEMA_VERSION,
-    build_board,
-    build_history,
-    by_config,
-    compare,
-    effects,
-    facts,
-    sort_board,
-    where,
-)
+from orchestrator.board.table import COLUMNS, SCHEMA_VERSION, build_board, build_history, facts
+from orchestrator.board.views import by_config, compare, effects, sort_board, where
+from orchestrator.display.opening import read_board
+from orchestrator.display.table import as_csv, as_json, as_markdown, as_rich
 from orchestrator.errors import BadInput
-from orchestrator.leaderboard import as_csv, as_json, as_markdown, as_rich, console, read_board
-from orchestrator.model import Code
-from orchestrator.plan import Counts, Plan, make_plan
-from orchestrator.result import Epoch, Result
-from orchestrator.run import BOARD, Run
-from orchestrator.spec import EarlyStopping, Resources, load_spec
+from orchestrator.plan.forecast import Counts
+from orchestrator.plan.points import Plan, make_plan
+from orchestrator.run.folder import BOARD, Run
+from orchestrator.run.result import Epoch, Result
+from orchestrator.spec.code import Code
+from orchestrator.spec.reading import load_spec
+from orchestrator.spec.sections import EarlyStopping, Resources
 from orchestrator.store import open_store
+from orchestrator.terminal import make_console
 
 HOSTILE = "[red]boom[/red] | a \\| b\nsecond `line` <script>\x1b[31m\x1b[2J\x9b1m\r* [link](http://x)\t\u2028end"
 
@@ -262,7 +256,7 @@ def printed(board: pa.Table) -> str:
     with pytest.MonkeyPatch.context() as patch:
         out = io.StringIO()
         patch.setattr(sys, "stdout", out)
-        console().print(as_rich(board, 200))
+        make_console().print(as_rich(board, 200))
     return out.getvalue()
 
 

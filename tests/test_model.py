@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import BadInput
-from orchestrator.model import read_code
+from orchestrator.spec.code import read_code
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.dataset.index import Index, build_index
-from orchestrator.pack import MB, cut, main
-from orchestrator.spec import Data
+from orchestrator.data.index import Index, build_index
+from orchestrator.data.pack import MB, cut
+from orchestrator.pack import main
+from orchestrator.spec.sections import Data
 from orchestrator.store import open_store
 
 NAMES = ["größe 7/日本 😀.jpg", "größe 7/a b/c'd.PNG", "größe 7/a b.jpg", "größe 7/a.jpg", "größe 7/#1?.webp"]

@@ -12,11 +12,11 @@ import tensorflow as tf
 from images import as_shards, class_folder, fill, picture
 from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
-from orchestrator.dataset import pipeline, stream
-from orchestrator.dataset.index import build_index
-from orchestrator.dataset.pipeline import Source, shared_tensor, training_batches, transform, validation_batches
-from orchestrator.dataset.stream import Encoded, decoded
-from orchestrator.spec import Augment, Data
+from orchestrator.data import pipeline, stream
+from orchestrator.data.index import build_index
+from orchestrator.data.pipeline import Source, shared_tensor, training_batches, transform, validation_batches
+from orchestrator.data.stream import Encoded, decoded
+from orchestrator.spec.sections import Augment, Data
 from orchestrator.store import open_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Please import `affine_transform`")  # Keras' own affair

@@ -8,20 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import BadInput
-from orchestrator.model import Code, read_code
-from orchestrator.plan import (
-    Counts,
-    Plan,
-    as_tree,
-    clock,
-    describe,
-    differences,
-    label,
-    make_plan,
-    remaining,
-    standing,
-)
-from orchestrator.spec import load_spec
+from orchestrator.plan.describe import as_tree, describe
+from orchestrator.plan.forecast import Counts
+from orchestrator.plan.points import Plan, count_by_state, differences, make_plan, remaining
+from orchestrator.spec.code import Code, read_code
+from orchestrator.spec.reading import load_spec
+from orchestrator.words import clock, label
 
 COUNTS = Counts(6404, 1601)
 CODE = Code("c" * 64, {"dropout": 0.0, "l2": 0.0})
@@ -259,9 +251,9 @@ def test_the_standing_counts_points_not_trials():
     before = planned(grid={"batch_size": [5, 10], "epochs": [2, 4]})
     plan = planned(grid={"batch_size": [5, 10, 20], "epochs": [2, 4]})
     trial_id = before.points[0].trial_id
-    assert standing(plan, {}, ()) == {"done": 0, "missing": 0, "new": 6}
-    assert standing(plan, {trial_id: 2}, ids(before)) == {"done": 1, "missing": 3, "new": 2}
-    assert standing(plan, {trial_id: 4}, ids(before)) == {"done": 2, "missing": 2, "new": 2}
+    assert count_by_state(plan, {}, ()) == {"done": 0, "missing": 0, "new": 6}
+    assert count_by_state(plan, {trial_id: 2}, ids(before)) == {"done": 1, "missing": 3, "new": 2}
+    assert count_by_state(plan, {trial_id: 4}, ids(before)) == {"done": 2, "missing": 2, "new": 2}
 
 
 def test_differences_name_each_shared_setting_that_changed():

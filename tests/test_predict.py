@@ -18,10 +18,10 @@ from test_trial import new_worker
 
 import orchestrator
 from orchestrator.errors import BadInput
-from orchestrator.predict import find_pictures, read_model
 from orchestrator.store import open_store
+from orchestrator.train.inference import find_pictures, read_model
 
-SAMPLE = Path(orchestrator.__file__).parent / "dataset" / "sample" / "shirts" / "train.parquet"
+SAMPLE = Path(orchestrator.__file__).parent / "data" / "sample" / "shirts" / "train.parquet"
 
 
 def predict(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -121,7 +121,7 @@ def test_where_there_is_no_model_the_line_says_what_to_do(shirts: Path, tmp_path
 
 def test_a_file_that_goes_while_others_are_read_is_named_alone(tmp_path: Path, pictures: Path) -> None:
     """Reading goes on behind it."""
-    from orchestrator.predict import _Encoded
+    from orchestrator.train.inference import _Encoded
 
     names = sorted(pictures.rglob("*.png"))[:4]
     for i, path in enumerate(names):
@@ -175,21 +175,21 @@ def saved_and_loaded(folder: str) -> list[str]:
     import keras
     import nets
 
-    from orchestrator import export
+    from orchestrator.train.export import _to_bytes, check_savable, load
 
     lines = []
     for layer in (nets.Times(), keras.layers.Lambda(lambda x: x * 2), nets.Closed(object())):
         try:
-            export.check_savable(nets.build(layer), type(layer).__name__)
-            model = export.load(export._to_bytes(nets.build(layer)), "m.keras", "nets:build")
+            check_savable(nets.build(layer), type(layer).__name__)
+            model = load(_to_bytes(nets.build(layer)), "m.keras", "nets:build")
             lines.append(f"loaded {type(model.layers[1]).__name__}")
         except BadInput as error:
             lines.append(str(error))
-    data = export._to_bytes(nets.build(nets.Times()))
+    data = _to_bytes(nets.build(nets.Times()))
     sys.modules.pop("nets")
     Path("nets.py").unlink()
     try:
-        export.load(data, "m.keras", "nets:build")
+        load(data, "m.keras", "nets:build")
     except BadInput as error:
         lines.append(str(error))
     return lines

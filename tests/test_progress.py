@@ -5,11 +5,12 @@ import io
 import pytest
 from rich.console import Console
 
-from orchestrator.model import Code
-from orchestrator.plan import Counts, Plan, make_plan, remaining
-from orchestrator.progress import Progress
-from orchestrator.result import Epoch, Result
-from orchestrator.spec import load_spec
+from orchestrator.driver.progress import Progress
+from orchestrator.plan.forecast import Counts
+from orchestrator.plan.points import Plan, make_plan, remaining
+from orchestrator.run.result import Epoch, Result
+from orchestrator.spec.code import Code
+from orchestrator.spec.reading import load_spec
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.model import read_code
-from orchestrator.spec import load_spec
+from orchestrator.spec.code import read_code
+from orchestrator.spec.reading import load_spec
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

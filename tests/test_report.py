@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from run_folders import HOSTILE, NASTY, add_winner, write_run
 
-from orchestrator.board import build_history
+from orchestrator.board.table import build_history
+from orchestrator.display.page import gather, page, write_page
 from orchestrator.errors import BadInput
-from orchestrator.report import gather, page, write
-from orchestrator.result import Epoch, Result
-from orchestrator.run import Run
+from orchestrator.run.folder import Run
+from orchestrator.run.result import Epoch, Result
 from orchestrator.store import open_store
 
 
@@ -72,7 +72,7 @@ def test_the_command_writes_the_page_into_the_run_folder(run: Run, tmp_path: Pat
 def test_the_page_of_a_bucket_lies_in_the_bucket(bucket: str):
     """Written there, and read from there."""
     run = write_run(f"{bucket}/runs/cats", {"batch_size": [16]})
-    assert write(run) == f"{bucket}/runs/cats/report.html"
+    assert write_page(run) == f"{bucket}/runs/cats/report.html"
     assert run.store.read("report.html").startswith(b"<!doctype html>")
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.board import build_history
-from orchestrator.result import Epoch, Result
-from orchestrator.run import Run
+from orchestrator.board.table import build_history
+from orchestrator.run.folder import Run
+from orchestrator.run.result import Epoch, Result
 from orchestrator.store import open_store
 
 EPOCH = Epoch(epoch=1, loss=0.5, accuracy=0.6, val_loss=0.7, val_accuracy=0.8, train_s=1.0, images_per_s=2.0)

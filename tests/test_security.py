@@ -19,13 +19,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from images import as_shards, class_folder, fill
 
-from orchestrator import leaderboard, lease
-from orchestrator.dataset import index as index_room
-from orchestrator.dataset.cache import _open as open_cache_folder
+from orchestrator import leaderboard
+from orchestrator.data.cache import _open as open_cache_folder
+from orchestrator.data.index import build_index, row_groups
+from orchestrator.display.opening import read_board
 from orchestrator.errors import BadInput
-from orchestrator.leaderboard import COLUMNS, read_board
-from orchestrator.run import Run
-from orchestrator.spec import Data, load_spec
+from orchestrator.leaderboard import COLUMNS
+from orchestrator.run.folder import Run
+from orchestrator.run.lease import _is_gone, _read
+from orchestrator.spec.reading import load_spec
+from orchestrator.spec.sections import Data
 from orchestrator.store import open_store
 
 PACKAGE = Path(leaderboard.__file__).parent
@@ -76,10 +79,10 @@ def test_no_pickle_in_a_run_folder_is_read(tmp_path: Path):
     assert run.read_results() == {}
     with pytest.raises(BadInput):
         read_board(str(folder))
-    assert lease._read(run.store)[0] == {}
+    assert _read(run.store)[0] == {}
     objects = np.empty(1, object)
     objects[0] = Trap(mark)
-    code = "import sys; from orchestrator.trial import _arrays; _arrays(sys.stdin.buffer.read())"
+    code = "import sys; from orchestrator.train.trial import _arrays; _arrays(sys.stdin.buffer.read())"
     for data in (trap, checkpoint(far=objects)):
         read = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=False)
         assert read.returncode == 1
@@ -92,7 +95,7 @@ def test_a_checkpoint_that_would_unpack_to_more_is_refused():
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as parts:
         parts.writestr("far.npy", bytes(10**7))
-    code = "import sys; from orchestrator.trial import _arrays; _arrays(sys.stdin.buffer.read())"
+    code = "import sys; from orchestrator.train.trial import _arrays; _arrays(sys.stdin.buffer.read())"
     read = subprocess.run([sys.executable, "-c", code], input=buffer.getvalue(), capture_output=True, check=False)
     assert b"ValueError: it is compressed, which ours are not" in read.stderr
 
@@ -103,8 +106,8 @@ def test_ray_on_a_laptop_listens_on_loopback_alone(tmp_path: Path):
     code = """
 import json, os
 from pathlib import Path
-from orchestrator import fanout
-from orchestrator.spec import Resources
+from orchestrator.cluster import fanout
+from orchestrator.spec.sections import Resources
 
 def listeners(pid):
     links = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()]
@@ -211,14 +214,14 @@ def test_any_bytes_in_a_shard_are_images_or_one_line(tmp_path_factory: pytest.Te
     (folder / "a.parquet").write_bytes(data)
     store = open_store(str(folder))
     data_spec = Data(uri="x", validation_split=0.5)
-    takes_or_tells(lambda: index_room.row_groups(index_room.build_index(store, data_spec), store))
+    takes_or_tells(lambda: row_groups(build_index(store, data_spec), store))
 
 
 def test_a_shard_with_a_name_that_is_not_unicode_is_one_line(tmp_path: Path):
     """That of a column, which Arrow does not read."""
     (tmp_path / "a.parquet").write_bytes(next(iter(SHARDS.values())).replace(b"label", b"l\xffbel"))
     with pytest.raises(BadInput, match=r"a\.parquet must be a Parquet file"):
-        index_room.build_index(open_store(str(tmp_path)), Data(uri="x"))
+        build_index(open_store(str(tmp_path)), Data(uri="x"))
 
 
 def test_a_shard_that_would_unpack_to_a_memory_full_is_refused(tmp_path: Path):
@@ -229,7 +232,7 @@ def test_a_shard_that_would_unpack_to_a_memory_full_is_refused(tmp_path: Path):
     pa.parquet.write_table(pa.table({"image": images, "label": labels}), tmp_path / "bomb.parquet")
     assert (tmp_path / "bomb.parquet").stat().st_size < 10_000
     with pytest.raises(BadInput, match=r"bomb\.parquet must have fewer rows than bytes"):
-        index_room.build_index(open_store(str(tmp_path)), Data(uri="x"))
+        build_index(open_store(str(tmp_path)), Data(uri="x"))
 
 
 DEEP = [b"[" * 3000, b'{"a":' * 3000, b'{"shared": ' + b"[" * 3000, b'"' + b"9" * 10_000 + b'"', b"9" * 10_000]
@@ -259,7 +262,7 @@ def test_any_bytes_in_a_run_folder_are_read_or_put_aside(tmp_path_factory: pytes
         run.store.write(key, content)
     plan, results = run.read_plan(), run.read_results()
     aside = run.tidy()
-    lease._is_gone(lease._read(run.store)[0])
+    _is_gone(_read(run.store)[0])
     takes_or_tells(lambda: read_board(str(folder)))
     assert (folder / ("plan.json" if plan else "damaged/plan.json")).read_bytes() == written["plan.json"]
     assert results == {}
@@ -287,9 +290,9 @@ def test_no_file_name_leads_out_of_the_cache(tmp_path: Path, monkeypatch: pytest
     store = fill(open_store(str(tmp_path / "images"), create=True), {names[k]: v for k, v in pictures.items()})
     code = """
 import sys
-from orchestrator.dataset.cache import open_cache
-from orchestrator.dataset.index import build_index
-from orchestrator.spec import Data
+from orchestrator.data.cache import open_cache
+from orchestrator.data.index import build_index
+from orchestrator.spec.sections import Data
 from orchestrator.store import open_store
 
 store, data = open_store(sys.argv[1]), Data(uri=sys.argv[1], image_size=(8, 8), validation_split=0.5)

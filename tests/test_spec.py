@@ -5,11 +5,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import board
+from orchestrator.board.table import COLUMNS
 from orchestrator.errors import BadInput
-from orchestrator.model import read_code
-from orchestrator.plan import Counts, as_tree, make_plan
-from orchestrator.spec import _RESERVED_AXES, AXIS_PATHS, Spec, load_spec, to_yaml, validate
+from orchestrator.plan.describe import as_tree
+from orchestrator.plan.forecast import Counts
+from orchestrator.plan.points import make_plan
+from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES
+from orchestrator.spec.code import read_code
+from orchestrator.spec.reading import load_spec, to_yaml, validate
+from orchestrator.spec.sections import Spec
 
 SMALL = """
 name: cats
@@ -275,8 +279,8 @@ def test_no_axis_can_take_the_name_of_a_column_or_a_key_of_the_plan():
     spec = load_spec(SMALL)
     plan = as_tree(make_plan(spec, Counts(10, 2), "d", read_code("small_cnn", [])), {})
     keys = {*plan["points"][0], *plan["trials"][0]} - set(AXIS_PATHS)
-    assert {*board.COLUMNS, *keys} <= _RESERVED_AXES
-    for name in board.COLUMNS:
+    assert {*COLUMNS, *keys} <= RESERVED_AXES
+    for name in COLUMNS:
         assert "cannot be an axis" in complaint(SMALL, (f"grid.{name}=[1, 2]",))
 
 

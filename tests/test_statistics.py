@@ -10,19 +10,9 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.statistics import (
-    Estimate,
-    configurations,
-    effects,
-    estimate,
-    is_apart,
-    judge,
-    lead,
-    mean_curve,
-    overfitting,
-    sentences,
-    t_quantile,
-)
+from orchestrator.board.effects import main_effects
+from orchestrator.board.estimates import Estimate, configurations, estimate, is_apart, lead, t_quantile
+from orchestrator.board.verdict import judge, mean_curve, overfitting, sentences
 
 
 def rows(scores: dict[tuple[object, ...], list[float | None]], axes: list[str], **more: object) -> list[dict]:
@@ -173,7 +163,7 @@ def test_what_has_fewer_seeds_is_left_out_of_the_verdict():
 def test_no_point_that_is_ok_is_no_verdict():
     """Nothing is trained yet, or all failed."""
     assert judge(ranked({5: [None]}), "val_accuracy", {}) is None
-    assert effects(ranked({5: [None]}), ["batch_size"]) is None
+    assert main_effects(ranked({5: [None]}), ["batch_size"]) is None
 
 
 @pytest.mark.parametrize(
@@ -235,7 +225,7 @@ def grid_of(score, axes: dict[str, list]):
 
 def test_the_variance_of_a_full_grid_is_shared_out_exactly():
     """By hand: y = a + 2b + ab over a, b in -1, 1 has variance 1 + 4 + 1."""
-    found = effects(grid_of(lambda a, b: a + 2 * b + a * b, {"a": [-1, 1], "b": [1, -1]}), ["a", "b"])
+    found = main_effects(grid_of(lambda a, b: a + 2 * b + a * b, {"a": [-1, 1], "b": [1, -1]}), ["a", "b"])
     assert found.exact
     assert [(each.axis, each.share) for each in found.axes] == [
         ("b", pytest.approx(4 / 6)),
@@ -256,7 +246,7 @@ def test_shares_of_a_larger_grid_match_the_sums_of_squares():
     random = np.random.default_rng(0)
     axes = {"a": ["x", "y"], "b": [1, 2, 3], "c": [0.1, 0.2, 0.3, 0.4]}
     scores = {values: random.normal() for values in itertools.product(*axes.values())}
-    found = effects(grid_of(lambda *values: scores[values], axes), list(axes))
+    found = main_effects(grid_of(lambda *values: scores[values], axes), list(axes))
     y = np.array(list(scores.values())).reshape(2, 3, 4)
     y = y - y.mean()
     share = {each.axis: each.share for each in found.axes}
@@ -272,7 +262,7 @@ def test_a_grid_with_holes_is_approximate_and_says_so():
     """What is additive is still found exactly: the hole does not tilt the means of the other axis."""
     whole = grid_of(lambda a, b: a + 10 * b, {"a": [0, 1, 2], "b": [0, 1]})
     holed = [each for each in whole if tuple(each.values.values()) not in ((2, 0), (1, 1))]
-    found = effects(holed, ["a", "b"])
+    found = main_effects(holed, ["a", "b"])
     assert not found.exact
     assert found.pairs == {}
     means = {each.axis: [level.mean for level in each.levels] for each in found.axes}
@@ -283,15 +273,15 @@ def test_a_grid_with_holes_is_approximate_and_says_so():
 
 def test_an_axis_with_one_value_has_no_effect():
     """It is left out; a grid where nothing varies has none at all, and one where all are equal shares out nothing."""
-    found = effects(grid_of(lambda a, b: 0.5, {"a": [1], "b": [1, 2]}), ["a", "b"])
+    found = main_effects(grid_of(lambda a, b: 0.5, {"a": [1], "b": [1, 2]}), ["a", "b"])
     assert [(each.axis, each.share) for each in found.axes] == [("b", 0.0)]
     assert found.rest == 0
-    assert effects(grid_of(lambda a: 0.5, {"a": [1]}), ["a"]) is None
+    assert main_effects(grid_of(lambda a: 0.5, {"a": [1]}), ["a"]) is None
 
 
 def test_values_stand_in_their_order():
     """Numbers ascend; texts and truth values stay as the board has them."""
-    found = effects(grid_of(lambda a, b: a, {"a": [10, 5, 20], "b": ["sgd", "adam"]}), ["a", "b"])
+    found = main_effects(grid_of(lambda a, b: a, {"a": [10, 5, 20], "b": ["sgd", "adam"]}), ["a", "b"])
     values = {each.axis: [level.value for level in each.levels] for each in found.axes}
     assert values["a"] == [5, 10, 20]
     assert set(values["b"]) == {"sgd", "adam"}
@@ -301,8 +291,8 @@ def test_an_axis_of_thousands_of_values_takes_no_matrix_of_them():
     """A random search over one axis: shares of a full grid; with holes it is left out, and the others are not."""
     full = grid_of(lambda rate, size: rate + size, {"rate": [i / 3000 for i in range(3000)], "size": [0, 1]})
     tracemalloc.start()
-    found = effects(full, ["rate", "size"])
-    holed = effects(full[1:], ["rate", "size"])
+    found = main_effects(full, ["rate", "size"])
+    holed = main_effects(full[1:], ["rate", "size"])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 50e6

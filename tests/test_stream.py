@@ -14,11 +14,11 @@ import tensorflow as tf
 from images import as_shards, class_folder, encoded, fill, picture, shard
 from PIL import Image
 
-from orchestrator.dataset import stream
-from orchestrator.dataset.index import Index, build_index
-from orchestrator.dataset.stream import Encoded, decode, decoded
+from orchestrator.data import stream
+from orchestrator.data.index import Index, build_index
+from orchestrator.data.stream import Encoded, _decode_jpeg, decode, decoded
 from orchestrator.errors import BadInput
-from orchestrator.spec import Data
+from orchestrator.spec.sections import Data
 from orchestrator.store import Changed, Folder, Missing, Object, Store, StoreError, open_store
 
 SIZE = (24, 32)
@@ -339,7 +339,7 @@ class TestResize:
     def test_a_large_jpeg_is_scaled_by_its_decoder(self, height: int, width: int, scaled: tuple[int, int]) -> None:
         """By 2, 4 or 8, and never below the size asked for."""
         blob = tf.constant(encoded(np.zeros((height, width, 3), np.uint8), "JPEG"))
-        assert tuple(stream._decode_jpeg(blob, (64, 64), exact=False).shape) == (*scaled, 3)
+        assert tuple(_decode_jpeg(blob, (64, 64), exact=False).shape) == (*scaled, 3)
 
     @pytest.mark.parametrize("resize", ["bilinear", "area"])
     @pytest.mark.parametrize("side", [128, 200, 384, 1000])

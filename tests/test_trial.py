@@ -16,12 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.dataset.index import build_index
-from orchestrator.model import read_code
-from orchestrator.plan import Counts, Trial, make_plan
-from orchestrator.result import Epoch, Result
-from orchestrator.run import Keep, Run, Work
-from orchestrator.spec import AXIS_PATHS, load_spec
+from orchestrator.data.index import build_index
+from orchestrator.plan.forecast import Counts
+from orchestrator.plan.points import Trial, make_plan
+from orchestrator.run.context import WorkerContext
+from orchestrator.run.folder import KeepModels, Run
+from orchestrator.run.result import Epoch, Result
+from orchestrator.spec.axes import AXIS_PATHS
+from orchestrator.spec.code import read_code
+from orchestrator.spec.reading import load_spec
 from orchestrator.store import open_store
 
 SPEC = """
@@ -32,47 +35,48 @@ grid: {batch_size: [64], epochs: [1, 3], dropout: [0.5], l2: [0.01]}
 """
 
 
-def work_in(folder: Path, *overrides: str) -> tuple[Work, tuple[Trial, ...]]:
+def work_in(folder: Path, *overrides: str) -> tuple[WorkerContext, tuple[Trial, ...]]:
     """A run folder and the trials of SPEC with some fields changed."""
     spec = load_spec(SPEC, overrides)
     images = open_store(spec.data.uri)
     index = build_index(images, spec.data)
     counts = Counts(int((~index.validation).sum()), int(index.validation.sum()))
     plan = make_plan(spec, counts, index.digest, read_code(spec.model, [a for a in spec.axes if a not in AXIS_PATHS]))
-    return Work(spec, index, images, Run(open_store(str(folder), create=True))), plan.trials
+    return WorkerContext(spec, index, images, Run(open_store(str(folder), create=True))), plan.trials
 
 
 def start_worker() -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    from orchestrator import trial
+    from orchestrator.train.trial import use_device
 
-    trial.use_device(1)
+    use_device(1)
 
 
-def train(trial: Trial, work: Work) -> Result:
-    from orchestrator.trial import run_trial
+def train(trial: Trial, work: WorkerContext) -> Result:
+    from orchestrator.train.trial import run_trial
 
     return run_trial(trial, work, lambda unreadable, behind: None, lambda epoch: None)
 
 
-def train_and_listen(trial: Trial, work: Work) -> tuple[Result, list[str]]:
+def train_and_listen(trial: Trial, work: WorkerContext) -> tuple[Result, list[str]]:
     """The result, and what the trial had to say to a person."""
-    from orchestrator.trial import run_trial
+    from orchestrator.train.trial import run_trial
 
     said: list[str] = []
     return run_trial(trial, work, lambda unreadable, behind: None, lambda epoch: None, say=said.append), said
 
 
-def train_in_pieces(trial: Trial, work: Work) -> tuple[Result, list[float]]:
+def train_in_pieces(trial: Trial, work: WorkerContext) -> tuple[Result, list[float]]:
     """It asks after every batch, and is stopped again and again; and the epochs behind it each time it went on."""
-    from orchestrator import trial as room
+    from orchestrator.train import trial as room
+    from orchestrator.train.trial import _STRETCH_S, run_trial
 
     begun: list[float] = []
-    stretch_s, room._STRETCH_S = room._STRETCH_S, 0.0
+    stretch_s, room._STRETCH_S = _STRETCH_S, 0.0
     result = None
     while not result:
         asks = iter(range((1, 15, 2, 9)[len(begun) % 4] - 1))
-        result = room.run_trial(
+        result = run_trial(
             trial, work, lambda unreadable, behind: begun.append(behind), lambda epoch: None,
             lambda asks=asks: next(asks, None) is None,
         )  # fmt: skip
@@ -80,9 +84,9 @@ def train_in_pieces(trial: Trial, work: Work) -> tuple[Result, list[float]]:
     return result, begun
 
 
-def train_while_a_checkpoint_is_written(trial: Trial, work: Work) -> Result:
+def train_while_a_checkpoint_is_written(trial: Trial, work: WorkerContext) -> Result:
     """The store takes its time over the first checkpoint: until two epochs are trained."""
-    from orchestrator.trial import run_trial
+    from orchestrator.train.trial import run_trial
 
     trained, write = threading.Event(), Run.write_checkpoint
 
@@ -99,20 +103,20 @@ def train_while_a_checkpoint_is_written(trial: Trial, work: Work) -> Result:
         Run.write_checkpoint = write
 
 
-def train_resident(trial: Trial, work: Work) -> Result:
+def train_resident(trial: Trial, work: WorkerContext) -> Result:
     """As on a GPU: the images are on the device, and picked and augmented there. Here the device is the CPU."""
-    from orchestrator import trial as room
+    from orchestrator.train import trial as room
 
     room._roomy_device = lambda images: "CPU:0"
     return train(trial, work)
 
 
-def train_and_die(trial: Trial, work: Work, epochs: int) -> None:
+def train_and_die(trial: Trial, work: WorkerContext, epochs: int) -> None:
     """Train, and be killed as the machine's power would do it: in the middle of the epoch after `epochs`."""
     start_worker()
-    from orchestrator import trial as room
+    from orchestrator.train.trial import _Saver, run_trial
 
-    save_if_due = room._Saver.save_if_due
+    save_if_due = _Saver.save_if_due
 
     def die_after_saving(saver) -> None:
         save_if_due(saver)
@@ -121,8 +125,8 @@ def train_and_die(trial: Trial, work: Work, epochs: int) -> None:
             saver._thread.join()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    room._Saver.save_if_due = die_after_saving
-    room.run_trial(trial, work, lambda unreadable, behind: None, lambda epoch: None)
+    _Saver.save_if_due = die_after_saving
+    run_trial(trial, work, lambda unreadable, behind: None, lambda epoch: None)
 
 
 def new_worker() -> ProcessPoolExecutor:
@@ -181,7 +185,7 @@ def test_images_on_the_device_are_the_same_images(undisturbed: Result, tmp_path:
     assert result.history[2].val_loss == pytest.approx(undisturbed.history[2].val_loss, rel=0.02)
 
 
-def kill_in_mid_epoch(trial: Trial, work: Work, epochs: int) -> None:
+def kill_in_mid_epoch(trial: Trial, work: WorkerContext, epochs: int) -> None:
     process = multiprocessing.get_context("spawn").Process(target=train_and_die, args=(trial, work, epochs))
     process.start()
     process.join(120)
@@ -261,7 +265,7 @@ def test_a_damaged_checkpoint_means_a_fresh_start(
 
 def read_with_every_bit_turned() -> list[str]:
     """Each bit of a small checkpoint turned over in its turn: what came of it that was neither whole nor an error."""
-    from orchestrator.trial import _arrays
+    from orchestrator.train.trial import _arrays
 
     arrays, file = {"far": np.arange(9, dtype=np.uint8), "v0000": np.ones((2, 2), np.float32)}, io.BytesIO()
     np.savez(file, **arrays)
@@ -337,7 +341,7 @@ def test_early_stopping_ends_points_that_share_a_trial_where_it_ends_each_alone(
         assert len(result.history) == min(epochs, len(together.history))
 
 
-def train_all(trials: tuple[Trial, ...], work: Work) -> tuple[list[Result], list[float]]:
+def train_all(trials: tuple[Trial, ...], work: WorkerContext) -> tuple[list[Result], list[float]]:
     """Results, and the memory that the worker held after each, in MB."""
     results, held_mb = [], []
     for trial in trials:
@@ -347,8 +351,8 @@ def train_all(trials: tuple[Trial, ...], work: Work) -> tuple[list[Result], list
     return results, held_mb
 
 
-@pytest.mark.parametrize(("optimizer", "keep"), [("adam", Keep.none), ("adamw", Keep.best)])
-def test_a_worker_does_not_grow(tmp_path: Path, optimizer: str, keep: Keep) -> None:
+@pytest.mark.parametrize(("optimizer", "keep"), [("adam", KeepModels.none), ("adamw", KeepModels.best)])
+def test_a_worker_does_not_grow(tmp_path: Path, optimizer: str, keep: KeepModels) -> None:
     """25 trials that follow on 15 leave less than 30 MB behind; a graph kept for each would be 75 MB or more."""
     overrides = ["grid={batch_size: [960], epochs: [1], dropout: [0.5]}", f"seeds={list(range(40))}"]
     work, trials = work_in(tmp_path, *overrides, f"train.optimizer={optimizer}")
@@ -362,7 +366,7 @@ def settings_of_a_gpu() -> tuple[int, list[tuple[str, float]]]:
     """Threads, and what TensorFlow is told of a GPU that it is made to believe in: first without a limit, then with."""
     import tensorflow as tf
 
-    from orchestrator import trial
+    from orchestrator.train.trial import use_device
 
     told: list[tuple[str, float]] = []
     tf.config.list_physical_devices = lambda kind: [kind]
@@ -370,8 +374,8 @@ def settings_of_a_gpu() -> tuple[int, list[tuple[str, float]]]:
     tf.config.set_logical_device_configuration = lambda gpu, parts: told.append(
         (f"{gpu} limit", *(part.memory_limit for part in parts))
     )
-    trial.use_device(1)
-    trial.use_device(2, 3000.7)
+    use_device(1)
+    use_device(2, 3000.7)
     return tf.config.threading.get_intra_op_parallelism_threads(), told
 
 
@@ -392,7 +396,7 @@ def adam_after(steps: int) -> tuple[float, float]:
     import keras
     import tensorflow as tf
 
-    from orchestrator.trial import FusedAdam
+    from orchestrator.train.trial import FusedAdam
 
     rng = np.random.default_rng(0)
     start = rng.normal(size=(40, 30)).astype("float32")

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.board import build_board
-from orchestrator.model import Code
-from orchestrator.plan import Counts, Plan, Point, Trial, make_plan
-from orchestrator.result import Epoch, Exported, Result
-from orchestrator.run import Keep, Run
-from orchestrator.spec import Spec, load_spec
+from orchestrator.board.table import build_board
+from orchestrator.plan.forecast import Counts
+from orchestrator.plan.points import Plan, Point, Trial, make_plan
+from orchestrator.run.folder import KeepModels, Run
+from orchestrator.run.result import Epoch, Exported, Result
+from orchestrator.run.winner import delete_beaten, leading_point, place_models, trained_points
+from orchestrator.spec.code import Code
+from orchestrator.spec.reading import load_spec
+from orchestrator.spec.sections import Spec
 from orchestrator.store import open_store
-from orchestrator.winner import let_go, put_in_place, trained, winner
 
 GRID = "{name: a, data: {uri: x}, grid: {batch_size: [5, 10], epochs: [1, 2]}}"
 
@@ -63,11 +65,13 @@ def point(plan: Plan, batch_size: int, epochs: int) -> Point:
 
 
 def first(spec: Spec, plan: Plan, results: Mapping[str, Result]) -> Point | None:
-    return winner(plan, build_board(plan, results, set(), spec.metric, spec.train.early_stopping))
+    return leading_point(plan, build_board(plan, results, set(), spec.metric, spec.train.early_stopping))
 
 
-def place(run: Run, spec: Spec, plan: Plan, results: Mapping[str, Result], keep: Keep = Keep.best) -> tuple[Trial, ...]:
-    return put_in_place(run, plan, results, first(spec, plan, results), spec, keep)
+def place(
+    run: Run, spec: Spec, plan: Plan, results: Mapping[str, Result], keep: KeepModels = KeepModels.best
+) -> tuple[Trial, ...]:
+    return place_models(run, plan, results, first(spec, plan, results), spec, keep)
 
 
 def by_size(plan: Plan) -> tuple[Trial, Trial]:
@@ -83,7 +87,7 @@ def test_while_trials_run_only_their_candidates_and_the_leaders_stay(run: Run) -
     for size, epochs in ((5, 2), (10, 1), (20, 1)):
         put(run, f"candidates/{point(plan, size, epochs).id}", point(plan, size, epochs), epochs)
     put(run, point(plan, 5, 1).id, point(plan, 5, 1), 1)
-    let_go(run, plan, results, first(spec, plan, results))
+    delete_beaten(run, plan, results, first(spec, plan, results))
     left = {f"candidates/{point(plan, 10, 1).id}", f"candidates/{point(plan, 20, 1).id}", point(plan, 5, 1).id}
     assert set(run.list_models()) == left
 
@@ -130,13 +134,13 @@ def test_all_needs_every_point_and_takes_what_is_there(run: Run) -> None:
     results = {trial.id: result(trial, 0.5, 0.01 * size) for size, trial in trials.items()}
     put(run, "best", point(plan, 5, 1), 1)
     put(run, f"candidates/{point(plan, 10, 2).id}", point(plan, 10, 2), 2)
-    lacking = {trial.id: trial.milestones for trial in place(run, spec, plan, results, Keep.all)}
+    lacking = {trial.id: trial.milestones for trial in place(run, spec, plan, results, KeepModels.all)}
     assert lacking == {trials[5].id: (2,), trials[10].id: (1,), trials[20].id: (1, 2)}
     assert set(run.list_models()) == {"best", point(plan, 5, 1).id, point(plan, 10, 2).id}
     for size, milestones in ((5, (2,)), (10, (1,)), (20, (1, 2))):
         for epochs in milestones:
             put(run, point(plan, size, epochs).id, point(plan, size, epochs), epochs)
-    assert place(run, spec, plan, results, Keep.all) == ()
+    assert place(run, spec, plan, results, KeepModels.all) == ()
     assert set(run.list_models()) == {"best", *(p.id for p in plan.points)}
 
 
@@ -145,7 +149,7 @@ def test_points_with_the_same_weights_share_a_model(run: Run) -> None:
     spec, plan = planned("grid={epochs: [20, 10]}", "train.early_stopping={patience: 1}")
     (trial,) = plan.trials
     results = {trial.id: result(trial, 0.5, 0.6).model_copy(update={"epochs": 20})}
-    assert len(trained(plan, results)) == 2
+    assert len(trained_points(plan, results)) == 2
     short = next(p for p in plan.points if p.epochs == 10)
     put(run, f"candidates/{short.id}", short, 2)
     assert place(run, spec, plan, results) == ()
@@ -158,5 +162,5 @@ def test_without_a_result_or_without_models_nothing_happens(run: Run) -> None:
     assert first(spec, plan, {}) is None
     assert place(run, spec, plan, {}) == ()
     results = {trial.id: result(trial, 0.5, 0.6) for trial in plan.trials}
-    assert place(run, spec, plan, results, Keep.none) == ()
+    assert place(run, spec, plan, results, KeepModels.none) == ()
     assert run.list_models() == []

@@ -10,8 +10,8 @@ import sys
 import tempfile
 import time
 
-from orchestrator.calibrate import read_pace
-from orchestrator.forecast import outlook
+from orchestrator.driver.calibrate import read_pace
+from orchestrator.plan.forecast import outlook
 
 GRIDS = {
     "one axis": ["--set", "grid={batch_size: [5, 10, 32, 64], epochs: [6]}"],

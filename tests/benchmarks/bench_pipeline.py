@@ -11,8 +11,8 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from orchestrator.dataset.pipeline import Source, shared_tensor, training_batches
-from orchestrator.spec import Augment, Data
+from orchestrator.data.pipeline import Source, shared_tensor, training_batches
+from orchestrator.spec.sections import Augment, Data
 
 IMAGES, SIDE, BATCH = 8000, 64, 10
 AUGMENTS = {

@@ -99,10 +99,11 @@ def nothing_to_train(work: Any, cluster: Any) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from orchestrator.events import write_events
-    from orchestrator.plan import points_of
-    from orchestrator.result import Epoch, Exported, Result, now
-    from orchestrator.run import CANDIDATES, versions
+    from orchestrator.plan.points import points_of
+    from orchestrator.run.folder import CANDIDATES, versions
+    from orchestrator.run.result import Epoch, Exported, Result
+    from orchestrator.tracking.tensorboard import write_events
+    from orchestrator.words import now
 
     columns = {"path": ["p"], "label": ["a"], "predicted": ["a"], "probabilities": [[1.0, 0.0]], "thumbnail": [None]}
     out = io.BytesIO()
@@ -173,37 +174,39 @@ def train_nothing(trials: int, folder: str, epochs: int = 1, data: str = "sample
 
 def run_grid(room: Callable[..., Any], folder: str, axes: dict[str, list], *overrides: str) -> None:
     """The main command, in this process; `room` stands for the trial room in its workers."""
-    from orchestrator import fanout, grid
-    from orchestrator.run import Keep
+    from orchestrator.cluster import fanout
+    from orchestrator.driver.line import orchestrate, read_spec
+    from orchestrator.run.folder import KeepModels
 
     fanout._trial_room = room
-    spec = grid.read_spec(None, [f"grid={json.dumps(axes)}", f"output={folder}", *overrides])
-    assert grid.orchestrate(spec, False, False, True, False, Keep.best, None) == 0
+    spec = read_spec(None, [f"grid={json.dumps(axes)}", f"output={folder}", *overrides])
+    assert orchestrate(spec, False, False, True, False, KeepModels.best, None) == 0
 
 
 def measure_driver(trials: str, folder: str, epochs: str = "1") -> dict[str, float]:
     """epochs: of each trial, reported one by one."""
-    from orchestrator import fanout, grid
+    from orchestrator.cluster import fanout
+    from orchestrator.driver.state import RunState
 
     fanout.REPORT_S = 0.0
 
     written = []
-    write = grid._Gathered._write_if_due
+    write = RunState._write_if_due
 
     def timed(self: Any) -> None:
         began = time.perf_counter()
         write(self)
         written.append(time.perf_counter() - began)
 
-    grid._Gathered._write_if_due = timed
+    RunState._write_if_due = timed
     marks: list[float] = []
-    ended = grid._Gathered.ended
+    ended = RunState.ended
 
     def marked(self: Any, result: Any) -> None:
         marks.append(time.perf_counter())
         ended(self, result)
 
-    grid._Gathered.ended = marked
+    RunState.ended = marked
     cpu_s = time.process_time()
     train_nothing(int(trials), folder, int(epochs))
     cpu_s = time.process_time() - cpu_s
@@ -309,8 +312,8 @@ def measure_listing(uri: str) -> dict[str, float]:
     import pickle
     import resource
 
-    from orchestrator.dataset.index import build_index
-    from orchestrator.spec import Data
+    from orchestrator.data.index import build_index
+    from orchestrator.spec.sections import Data
     from orchestrator.store import open_store
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
@@ -372,9 +375,9 @@ def profiled(room: Callable[..., Any], folder: str) -> Callable[..., Any]:
 
 def measure_profile(folder: str) -> None:
     """Leaves driver.prof, and in worker/ a profile of each of 24 small trials that do train."""
-    from orchestrator import fanout
+    from orchestrator.cluster.fanout import _trial_room
 
-    room = fanout._trial_room
+    room = _trial_room
     profile = cProfile.Profile()
     profile.runcall(train_nothing, 500, f"{folder}/nothing")  # on this thread alone, which is Tune's
     profile.dump_stats(f"{folder}/driver.prof")

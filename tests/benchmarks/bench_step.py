@@ -21,8 +21,8 @@ def images_per_s(kind: str, size: int) -> float:
     """Of the step as trials have it, but for `kind`."""
     import keras
 
-    from orchestrator.model import small_cnn
-    from orchestrator.trial import FusedAdam
+    from orchestrator.train.model import small_cnn
+    from orchestrator.train.trial import FusedAdam
 
     keras.config.set_dtype_policy("mixed_bfloat16" if kind == "mixed_bfloat16" else "float32")
     network = (

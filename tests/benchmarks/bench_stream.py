@@ -29,9 +29,9 @@ import obstore
 from proxy import Proxy
 from seaweedfs import running
 
-from orchestrator.dataset.cache import open_cache
-from orchestrator.dataset.index import Index, build_index
-from orchestrator.spec import Augment, Data
+from orchestrator.data.cache import open_cache
+from orchestrator.data.index import Index, build_index
+from orchestrator.spec.sections import Augment, Data
 from orchestrator.store import Store, open_store
 
 LATENCY_S = 0.02
@@ -64,7 +64,7 @@ def decode_all(folder: Path, index: Index, scaled: bool) -> None:
     """
     import tensorflow as tf
 
-    from orchestrator.dataset.stream import decode, thread_options
+    from orchestrator.data.stream import decode, thread_options
 
     @tf.autograph.experimental.do_not_convert
     def whole(blob: tf.Tensor) -> tf.Tensor:
@@ -111,7 +111,7 @@ def plain_ranges(store: Store, index: Index) -> int:
 
 def our_shards(store: Store, index: Index) -> None:
     """Every encoded image of the shards, as the pipeline gets them."""
-    from orchestrator.dataset.stream import Encoded
+    from orchestrator.data.stream import Encoded
 
     assert sum(1 for _ in Encoded(index, store).blobs(np.arange(len(index)))) == len(index)
 
@@ -147,8 +147,8 @@ def streamed_epoch_mb(uri: str, side: int, limit_gb: float) -> float:
     """How far one streamed epoch lifts this process' memory, in MB."""
     import tensorflow as tf
 
-    from orchestrator.dataset.pipeline import Source, training_batches
-    from orchestrator.dataset.stream import Encoded
+    from orchestrator.data.pipeline import Source, training_batches
+    from orchestrator.data.stream import Encoded
 
     def peak_mb(name: str) -> float:
         with open("/proc/self/status") as file:

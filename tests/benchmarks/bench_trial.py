@@ -20,31 +20,34 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from orchestrator.dataset.index import build_index
-from orchestrator.model import read_code
-from orchestrator.plan import Counts, Trial, make_plan
-from orchestrator.run import Keep, Run, Work
-from orchestrator.spec import AXIS_PATHS, load_spec, settle
+from orchestrator.data.index import build_index
+from orchestrator.plan.forecast import Counts
+from orchestrator.plan.points import Trial, make_plan
+from orchestrator.run.context import WorkerContext
+from orchestrator.run.folder import KeepModels, Run
+from orchestrator.spec.axes import AXIS_PATHS, resolve
+from orchestrator.spec.code import read_code
+from orchestrator.spec.reading import load_spec
 from orchestrator.store import open_store
 
 AUGMENT = "augment={rotation_deg: 20, width_shift: 0.2, height_shift: 0.2, horizontal_flip: true}"
 KINDS = ((10, "float32"), (32, "float32"), (10, "mixed_bfloat16"), (32, "mixed_bfloat16"))
 
 
-def work_in(output: str, data: str, *overrides: str) -> tuple[Work, tuple[Trial, ...]]:
+def work_in(output: str, data: str, *overrides: str) -> tuple[WorkerContext, tuple[Trial, ...]]:
     """A run folder and its trials."""
     spec = load_spec(f"name: bench\ndata: {{uri: {data!r}}}\noutput: {output!r}", overrides)
     images = open_store(spec.data.uri)
     index = build_index(images, spec.data)
     counts = Counts(int((~index.validation).sum()), int(index.validation.sum()))
     plan = make_plan(spec, counts, index.digest, read_code(spec.model, [a for a in spec.axes if a not in AXIS_PATHS]))
-    return Work(spec, index, images, Run(open_store(f"{output}/{spec.name}", create=True))), plan.trials
+    return WorkerContext(spec, index, images, Run(open_store(f"{output}/{spec.name}", create=True))), plan.trials
 
 
 def start_worker() -> None:
-    from orchestrator import trial
+    from orchestrator.train.trial import use_device
 
-    trial.use_device(1)
+    use_device(1)
 
 
 def memory_mb() -> float:
@@ -52,26 +55,26 @@ def memory_mb() -> float:
         return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) / 1024
 
 
-def trial_images_per_s(work: Work, trial: Trial, output: str) -> float:
+def trial_images_per_s(work: WorkerContext, trial: Trial, output: str) -> float:
     """Of the last epoch of a trial with a run folder of its own."""
-    from orchestrator.trial import run_trial
+    from orchestrator.train.trial import run_trial
 
-    own = Work(work.spec, work.index, work.images, Run(open_store(output, create=True)))
+    own = WorkerContext(work.spec, work.index, work.images, Run(open_store(output, create=True)))
     result = run_trial(trial, own, *([lambda *_: None] * 2))
     assert result.status == "ok", result.error
     return result.history[-1].images_per_s
 
 
-def bare_images_per_s(work: Work, trial: Trial) -> float:
+def bare_images_per_s(work: WorkerContext, trial: Trial) -> float:
     """The same steps on one batch that never changes."""
     import keras
 
-    from orchestrator import model
-    from orchestrator.trial import _optimizer
+    from orchestrator.train.model import build
+    from orchestrator.train.trial import _optimizer
 
-    settings = settle(work.spec, trial.values)
+    settings = resolve(work.spec, trial.values)
     keras.config.set_dtype_policy(settings.train.precision)
-    network = model.build(settings.model, (*settings.data.image_size, 3), 2, settings.model_args)
+    network = build(settings.model, (*settings.data.image_size, 3), 2, settings.model_args)
     keras.config.set_dtype_policy("float32")
     return loop_images_per_s(network, _optimizer(settings), settings.train.batch_size)
 
@@ -103,9 +106,9 @@ def loop_images_per_s(
     return count * size / (time.perf_counter() - began)
 
 
-def many_trials(work: Work, trials: Sequence[Trial]) -> list[tuple[float, float]]:
+def many_trials(work: WorkerContext, trials: Sequence[Trial]) -> list[tuple[float, float]]:
     """(seconds, MB held after it) of each."""
-    from orchestrator.trial import run_trial
+    from orchestrator.train.trial import run_trial
 
     costs = []
     for trial in trials:
@@ -145,7 +148,7 @@ def main() -> None:
                 bare = (before + after) / 2
                 name = f"{at_a_time} at once, batch {size}, {precision}"
                 print(f"{name:<34}{bare:>8.0f}{mine:>8.0f}{mine / bare:>8.2f}", flush=True)
-        for keep in (Keep.none, Keep.best):
+        for keep in (KeepModels.none, KeepModels.best):
             work, trials = work_in(
                 f"{scratch}/{keep}", "sample://shirts", "data.image_size=28", f"seeds={list(range(args.trials))}",
                 "grid={batch_size: [960], epochs: [1], dropout: [0.5]}",

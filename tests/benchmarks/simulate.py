@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.fanout import REPORT_S
-from orchestrator.forecast import FIRST_GUESS, epoch_s
-from orchestrator.plan import Counts
-from orchestrator.spec import load_spec, settle
+from orchestrator.cluster.fanout import REPORT_S
+from orchestrator.plan.forecast import FIRST_GUESS, Counts, epoch_s
+from orchestrator.spec.axes import resolve
+from orchestrator.spec.reading import load_spec
 
 BUCKET_S = 10.0  # over which the peaks of requests are taken
 
@@ -234,7 +234,7 @@ def durations(setting: Setting, draws: random.Random) -> list[float]:
     grid = "batch_size: [5, 10, 16, 32]"
     spec = load_spec(f"{{name: a, data: {{uri: x}}, grid: {{{grid}}}}}")
     counts = Counts(setting.images * 4 // 5, setting.images // 5)
-    epochs_s = [epoch_s(settle(spec, {"batch_size": size}), counts) for size in spec.grid["batch_size"]]
+    epochs_s = [epoch_s(resolve(spec, {"batch_size": size}), counts) for size in spec.grid["batch_size"]]
     trials = setting.nodes * setting.slots * setting.trials_per_slot
     return [
         setting.epochs * epochs_s[trial % len(epochs_s)] * max(0.5, draws.gauss(1.0, 0.1)) for trial in range(trials)

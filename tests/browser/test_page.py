@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from run_folders import HOSTILE, NASTY, add_winner, write_run
 
-from orchestrator import report
+from orchestrator.display.page import write_page
 
 ARGUMENTS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -62,7 +62,7 @@ def cats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     grid = {"batch_size": [16, 32, 64], "dropout": [0.0, 0.5], "note": [HOSTILE, "plain"], "epochs": [6, 12]}
     run = write_run(str(folder), grid, seeds=(0, 1), fail=1)
     add_winner(run, folder, (HOSTILE.replace("/", "|"), "dog"))
-    report.write(run)
+    write_page(run)
     return folder / "report.html"
 
 
@@ -99,7 +99,7 @@ def test_the_whole_page_is_drawn(visit: Callable[..., Page], cats: Path, width: 
 def test_a_page_of_a_run_without_a_winner_says_what_is_missing(visit: Callable[..., Page], tmp_path: Path):
     """One axis, one seed, nothing beside the tables: each section that has nothing to show says why."""
     run = write_run(str(tmp_path / "plain"), {"dropout": [0.0, 0.5]})
-    report.write(run)
+    write_page(run)
     page = visit(tmp_path / "plain" / "report.html")
     scroll_through(page)
     expect(page.locator("#configurations")).to_have_count(0)
@@ -207,7 +207,7 @@ def test_hostile_text_stays_text(visit: Callable[..., Page], cats: Path, tmp_pat
     assert page.title() == "cats & <dogs>"
 
     run = write_run(str(tmp_path / "nasty"), {"note": [NASTY, "plain"], "dropout": [0.0, 0.5]})
-    report.write(run)
+    write_page(run)
     page = visit(tmp_path / "nasty" / "report.html")
     scroll_through(page)
     assert page.locator("#points tbody td", has_text="</script>").first.text_content() == NASTY
@@ -223,7 +223,7 @@ def test_a_thousand_points_are_small_and_quick(visit: Callable[..., Page], tmp_p
         "dropout": [i / 20 for i in range(10)],
         "l2": [i / 1000 for i in range(20)],
     }
-    report.write(write_run(str(tmp_path / "large"), grid, epochs=30))
+    write_page(write_run(str(tmp_path / "large"), grid, epochs=30))
     file = tmp_path / "large" / "report.html"
     assert file.stat().st_size < 10e6
     page = visit(file)

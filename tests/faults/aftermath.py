@@ -19,8 +19,8 @@ from pathlib import Path
 import pandas as pd
 from waiting import WAIT_S, pause
 
-from orchestrator.result import Result
-from orchestrator.run import Run
+from orchestrator.run.folder import Run
+from orchestrator.run.result import Result
 from orchestrator.store import open_store
 
 # six trials of seconds, which serve twelve points, and a checkpoint five times a second
@@ -165,9 +165,9 @@ def undisturbed(uri: str) -> Undisturbed:
 
 
 def read_board(uri: str) -> pd.DataFrame:
-    from orchestrator import leaderboard
+    from orchestrator.display.opening import read_board
 
-    return leaderboard.read_board(uri).to_pandas()
+    return read_board(uri).to_pandas()
 
 
 def check(uri: str, expected: Undisturbed, failed: int = 0) -> str:

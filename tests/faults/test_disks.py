@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from aftermath import GRID, Undisturbed, check, clean, driving, finished, read_board
 
-from orchestrator.run import read_parquet
+from orchestrator.run.folder import read_parquet
 
 RUN = Path("runs/shirts")
 Note = Callable[[str, object, str], None]

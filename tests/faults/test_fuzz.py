@@ -13,12 +13,12 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["orchestrator", "yaml", "json"]):
-    from orchestrator import lease
+    from orchestrator.run import lease
     from orchestrator.errors import BadInput
-    from orchestrator.leaderboard import read_board
-    from orchestrator.result import Result
-    from orchestrator.run import Run
-    from orchestrator.spec import load_spec
+    from orchestrator.display.opening import read_board
+    from orchestrator.run.result import Result
+    from orchestrator.run.folder import Run
+    from orchestrator.spec.reading import load_spec
     from orchestrator.store import open_store
 
 target, folder = sys.argv.pop(1), sys.argv.pop(1)

@@ -250,7 +250,7 @@ def test_out_of_memory(tmp_path: Path, env: dict[str, str], cage: Path, tried: N
     """A trial that takes more memory than there is dies by the kernel's hand three times, then is a failed row."""
     (tmp_path / "greedy.py").write_text(
         "import os\n"
-        "from orchestrator.model import small_cnn\n"
+        "from orchestrator.train.model import small_cnn\n"
         "def greedy(input_shape, classes, mb=0):\n"
         "    if mb:\n"
         f"        open('{cage}/cgroup.procs', 'w').write(str(os.getpid()))\n"
@@ -274,7 +274,7 @@ def test_a_node_that_runs_out_of_memory(tmp_path: Path, env: dict[str, str], tri
     if whole - used < 2 * room:
         pytest.skip(f"this needs {2 * room / 2**30:.0f} GiB of free memory, here are {(whole - used) / 2**30:.1f}")
     (tmp_path / "greedy.py").write_text(
-        "from orchestrator.model import small_cnn\n"
+        "from orchestrator.train.model import small_cnn\n"
         "def greedy(input_shape, classes, mb=0):\n"
         "    held = [bytearray(b'1' * 2**20) for _ in range(mb)]\n"
         "    return small_cnn(input_shape, classes)\n"

@@ -15,7 +15,7 @@ from conftest import ROOT
 from kubernetes import client
 
 from orchestrator import __version__
-from orchestrator.spec import load_spec
+from orchestrator.spec.reading import load_spec
 
 FOLDER = ROOT / "infra" / "kubernetes"
 SCHEMA = json.loads((Path(__file__).parent / "kuberay.schema.json").read_text())

@@ -39,8 +39,8 @@ def test_a_gpu_that_tensorflow_cannot_use_is_refused(counted: str, says: str, tm
 
 SHARE = """
 import os, ray
-from orchestrator import fanout
-from orchestrator.spec import Resources
+from orchestrator.cluster import fanout
+from orchestrator.spec.sections import Resources
 
 class Slot:
     def gpu(self):

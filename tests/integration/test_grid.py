@@ -182,15 +182,17 @@ def moody(input_shape, classes, dropout=0.5, mood="well"):
 BACKWARDS = """
 import sys
 from orchestrator import grid
-forwards = grid.remaining
-grid.remaining = lambda plan, done: forwards(plan, done)[::-1]
+from orchestrator.driver import line
+forwards = line.remaining
+line.remaining = lambda plan, done: forwards(plan, done)[::-1]
 grid.main(set_=sys.argv[1:])
 """
 TELLING = """
 import sys
 from orchestrator import grid
-started = grid._Gathered.started
-grid._Gathered.started = lambda self, trial_id: (print("start", trial_id), started(self, trial_id))
+from orchestrator.driver.state import RunState
+started = RunState.started
+RunState.started = lambda self, trial_id: (print("start", trial_id), started(self, trial_id))
 grid.main(set_=sys.argv[1:])
 """
 
@@ -463,7 +465,8 @@ def test_more_than_two_classes_train_a_softmax(tmp_path: Path) -> None:
 def test_epochs_that_are_told_together_are_all_told(tmp_path: Path) -> None:
     """As where thousands of trials run: each trial tells its first epoch at once, and the others when it ends."""
     together = (
-        "from orchestrator import fanout, grid\n"
+        "from orchestrator import grid\n"
+        "from orchestrator.cluster import fanout\n"
         "fanout.REPORT_S = 1e6\n"
         "grid.main(set_=['grid={dropout: [0.0, 0.5], epochs: [4]}'])\n"
     )

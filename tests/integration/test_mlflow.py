@@ -16,8 +16,8 @@ from mlflow.entities import Run as Logged
 from seaweedfs import free_ports
 from waiting import eventually
 
-from orchestrator import tracking
 from orchestrator.errors import BadInput
+from orchestrator.tracking.mlflow import WINNER, check_server
 
 GRID = "grid={batch_size: [32, 64], epochs: [1, 2]}"
 
@@ -95,7 +95,7 @@ def test_every_point_is_one_run_with_its_figures_and_the_winner_has_its_model(cw
         values = client.get_metric_history(found.info.run_id, "val_accuracy")
         assert [(each.step, each.value) for each in values] == list(zip(curve.epoch, curve.val_accuracy, strict=True))
     best = runs[board.point_id[0]]
-    assert [point for point, each in runs.items() if tracking.WINNER in each.data.tags] == [board.point_id[0]]
+    assert [point for point, each in runs.items() if WINNER in each.data.tags] == [board.point_id[0]]
     files = {Path(file.path).name: file for file in client.list_artifacts(best.info.run_id, "model")}
     assert set(files) == {"best.keras", "best.json", "best-validation.parquet"}
     assert files["best.keras"].file_size == (run / "models" / "best.keras").stat().st_size
@@ -142,4 +142,4 @@ def test_where_nobody_answers_nothing_is_trained(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(BadInput, match="needs the package mlflow-skinny, which is not installed: pip install"):
-        tracking.check(address)
+        check_server(address)

@@ -1,0 +1,136 @@
+"""Effects: what each axis does to the metric, and its share of the variance. Pure."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+
+from orchestrator.board.estimates import Configuration
+
+_MOST_LEVELS = 200  # of an axis, in a grid with holes
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What one value of an axis does. mean: over the other axes. std: of the configurations there; None for one."""
+
+    value: Any
+    mean: float
+    std: float | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What one axis does. share: of the variance between configurations, 0 to 1."""
+
+    axis: str
+    share: float
+    levels: tuple[Level, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """The axes, the one that matters most first.
+
+    Attributes:
+        pairs: Pair of axes -> share of what the two do only together; empty unless exact.
+        rest: Share that no axis explains by itself: pairs, higher interactions, and chance.
+        exact: The configurations are a full grid, so that this is its functional analysis of variance. Otherwise the
+            means are those of the additive model of least squares, and each share is its part's covariance with the
+            metric.
+    """
+
+    axes: tuple[Effect, ...]
+    pairs: Mapping[tuple[str, str], float]
+    rest: float
+    exact: bool
+
+
+def main_effects(ranked: Sequence[Configuration], axes: Sequence[str]) -> Effects | None:
+    """What each axis does to the mean over the seeds; None where no axis has two values.
+
+    Where the configurations are no full grid, axes of more than 200 values are left out.
+    """
+    levels = {axis: _ordered([each.values[axis] for each in ranked]) for axis in axes}
+    varied = [axis for axis in axes if len(levels[axis]) > 1]
+    exact = len(ranked) == math.prod(len(levels[axis]) for axis in varied)
+    if not exact:  # with holes in the grid, so many values say nothing one by one
+        varied = [axis for axis in varied if len(levels[axis]) <= _MOST_LEVELS]
+    if not varied:
+        return None
+    score = np.array([each.score.mean for each in ranked])
+    numbers = {axis: {value: number for number, value in enumerate(levels[axis])} for axis in varied}
+    codes = {axis: np.array([numbers[axis][each.values[axis]] for each in ranked]) for axis in varied}
+    centred = score - score.mean()
+    total = float(centred @ centred)
+    found, share = [], {}
+    for axis, part in zip(varied, _additive([codes[axis] for axis in varied], centred, exact), strict=True):
+        code = codes[axis]
+        part -= part[code].mean()
+        share[axis] = _share(float(part[code] @ centred), total)
+        count = np.bincount(code)
+        apart = np.bincount(code, (score - (np.bincount(code, score) / count)[code]) ** 2)
+        found.append(
+            Effect(
+                axis,
+                share[axis],
+                tuple(
+                    Level(
+                        value,
+                        float(score.mean() + part[i]),
+                        float((apart[i] / (count[i] - 1)) ** 0.5) if count[i] > 1 else None,
+                        int(count[i]),
+                    )
+                    for i, value in enumerate(levels[axis])
+                ),
+            )
+        )
+    pairs = {}
+    for a, b in combinations(varied, 2) if exact else ():
+        both = codes[a] * len(levels[b]) + codes[b]
+        means = np.bincount(both, centred) / np.bincount(both)
+        pairs[a, b] = max(0.0, _share(float(means[both] @ centred), total) - share[a] - share[b])
+    found.sort(key=lambda effect: -effect.share)
+    return Effects(tuple(found), pairs, max(0.0, 1.0 - sum(share.values())) if total else 0.0, exact)
+
+
+def _additive(codes: Sequence[np.ndarray], centred: np.ndarray, exact: bool) -> list[np.ndarray]:
+    """What every value adds, by least squares. codes: of each axis, every configuration's value as a number.
+
+    On a full grid these are the marginal means, and their covariances with the score the exact shares.
+    """
+    if exact:
+        return [np.bincount(code, centred) / np.bincount(code) for code in codes]
+    ends = np.cumsum([code.max() + 1 for code in codes])
+    columns = [code + end - (code.max() + 1) for code, end in zip(codes, ends, strict=True)]
+    together = np.zeros((ends[-1], ends[-1]))  # how often two values stand in one configuration
+    for a, b in product(columns, columns):
+        np.add.at(together, (a, b), 1.0)
+    sums = np.concatenate([np.bincount(code, centred) for code in codes])
+    return np.split(np.linalg.lstsq(together, sums, rcond=None)[0], ends[:-1])
+
+
+def _share(part: float, total: float) -> float:
+    return min(max(part / total, 0.0), 1.0) if total > 0 else 0.0
+
+
+def _ordered(values: Sequence[Any]) -> list[Any]:
+    """Each value once: numbers ascending, anything else as it first comes."""
+    once = list(dict.fromkeys(values))
+    return sorted(once) if all(isinstance(value, int | float) for value in once) else once
+
+
+def describe_effects(found: Effects) -> str:
+    """How to read the shares: what is left, and whether they are exact."""
+    pair, share = max(found.pairs.items(), key=lambda each: each[1], default=((), 0.0))
+    together = f", the most of it {' with '.join(pair)} ({share:.0%})" if share >= 0.005 else ""
+    how = (
+        "exact: the configurations are a full grid"
+        if found.exact
+        else "approximate: the configurations are no full grid, so means and shares are those of a least-squares fit"
+    )
+    return f"shares are of the variance between configurations; {found.rest:.0%} is no axis' alone{together}; {how}"

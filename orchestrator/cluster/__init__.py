@@ -1,0 +1,1 @@
+"""Trials -> results over a Ray cluster. The only wing that imports Ray."""

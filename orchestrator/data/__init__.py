@@ -1,0 +1,1 @@
+"""From labelled images in a store to batches of tensors."""

@@ -1,0 +1,225 @@
+"""Pipeline: cached or streamed images -> shuffled, augmented batches. tf.data, one chain read top to bottom.
+
+Stateless: what a batch holds depends on (seed, epoch, example) alone, never on what was read before it, so a trial can
+stop anywhere and go on exactly there.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from orchestrator.data.stream import CHUNK, WINDOW_BYTES, Encoded, decode, thread_options
+from orchestrator.spec.sections import Augment, Data
+
+_plain = tf.autograph.experimental.do_not_convert  # there is nothing to turn over, and looking for it takes time
+SCALE = 1 / 255  # from decoded pixels to what a model takes
+_VALIDATION_DRAW = 2**31 - 1  # an "epoch" of its own, so that augmented validation is the same in every epoch
+
+
+def shared_tensor(images: np.ndarray) -> tf.Tensor:
+    """The array as a CPU tensor on the same memory: all trials of a node read one copy.
+
+    images: must begin at a multiple of 64 bytes, as a memory map does: TensorFlow would abort on any other.
+    """
+    if images.ctypes.data % 64:
+        raise ValueError(f"images must begin at a multiple of 64 bytes, got address {images.ctypes.data}")
+    return tf.experimental.dlpack.from_dlpack(np.asarray(images).__dlpack__())
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a trial's images come from.
+
+    Attributes:
+        images: (n, height, width, 3) uint8, all of them; None: they are streamed from `encoded` in every epoch.
+        labels: (n,) or (n, 1), any type.
+        threads: That decode and augment.
+    """
+
+    images: tf.Tensor | None
+    labels: tf.Tensor
+    data: Data
+    augment: Augment
+    seed: int
+    threads: int
+    encoded: Encoded | None = None
+
+
+def training_batches(
+    source: Source, rows: np.ndarray, batch_size: int, start_step: int, epochs: int
+) -> tf.data.Dataset:
+    """Batches of all epochs in one stream, from `start_step` (counted over all epochs) on.
+
+    rows: positions of the training images.
+    Yields ((batch, height, width, 3) float32 in [0, 1], (batch,) labels); each epoch ends in what remains of it.
+    """
+    steps = math.ceil(len(rows) / batch_size)
+    rows = tf.constant(rows, tf.int64)
+
+    @_plain
+    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        first = tf.where(epoch == start_step // steps, tf.constant(start_step % steps, tf.int64), 0)
+        order, matrices = lay_out_epoch(source, rows, epoch)
+        return _batches(source, order[first * batch_size :], batch_size, matrices)
+
+    return (
+        tf.data.Dataset.range(start_step // steps, epochs)
+        .flat_map(one_epoch)
+        .prefetch(4)
+        .with_options(thread_options(source.threads))
+    )
+
+
+def lay_out_epoch(source: Source, rows: tf.Tensor, epoch: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The epoch's order of `rows` ((n,) int64), and how each image of the source is changed ((images, 6))."""
+    epoch = tf.cast(epoch, tf.int64)
+    matrices = _matrices(_draws(source, epoch), *source.data.image_size, source.augment)
+    return _shuffled(source, rows, epoch), matrices
+
+
+def batch_at(
+    source: Source, order: tf.Tensor, matrices: tf.Tensor, first: tf.Tensor, size: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What training_batches yields for `size` images from `first` of the order on, worked out where the caller runs."""
+    picked = order[first : first + size]
+    return _finish(source, matrices, picked, tf.gather(source.images, picked))
+
+
+def validation_batches(source: Source, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
+    """The images of `rows` once, in this order. Yields as training_batches does."""
+    matrices = None
+    if source.augment.validation:
+        matrices = _matrices(_draws(source, _VALIDATION_DRAW), *source.data.image_size, source.augment)
+    chain = _batches(source, tf.constant(rows, tf.int64), batch_size, matrices)
+    return chain.prefetch(2).with_options(thread_options(source.threads))
+
+
+def _batches(source: Source, order: tf.Tensor, batch_size: int, matrices: tf.Tensor | None) -> tf.data.Dataset:
+    """The images in `order`, batch by batch, changed as the matrices say ((n, 6), one for every image)."""
+    parallel = source.threads if source.threads > 1 else None  # in order all the same
+    if source.images is not None:
+
+        @_plain
+        def pick(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            picked = order[step * batch_size : (step + 1) * batch_size]
+            return _finish(source, matrices, picked, tf.gather(source.images, picked))
+
+        steps = -(-tf.size(order, tf.int64) // batch_size)
+        return tf.data.Dataset.range(steps).map(pick, num_parallel_calls=parallel)
+    size, resize = source.data.image_size, source.data.resize
+    return (
+        tf.data.Dataset.from_generator(source.encoded.chunks, args=(order,), output_signature=CHUNK)
+        .prefetch(1)  # the next chunk crosses the network while this one is decoded
+        .unbatch()
+        .map(_plain(lambda row, blob: (row, decode(blob, size, resize))), num_parallel_calls=parallel)
+        .batch(batch_size)
+        .map(_plain(lambda picked, images: _finish(source, matrices, picked, images)))
+    )
+
+
+def _finish(
+    source: Source, matrices: tf.Tensor | None, picked: tf.Tensor, images: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The picked images, changed and scaled, and their labels."""
+    if matrices is None:
+        changed = tf.cast(images, tf.float32)
+    else:
+        changed = _resample(images, tf.gather(matrices, picked), source.augment)
+    return changed * SCALE, tf.gather(source.labels, picked)
+
+
+def _shuffled(source: Source, rows: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
+    """The rows in this epoch's order.
+
+    Streamed shards are shuffled as they can be read: row groups, in windows of some, and the rows within a window.
+    """
+    # -1 - epoch: or else the order would come from the same random bits as the draws
+    key = tf.stack([tf.constant(source.seed, tf.int64), -1 - epoch])
+    order = tf.random.experimental.stateless_shuffle(rows, key)
+    if source.images is not None or not source.encoded.packed:
+        return order
+    group_of_row, group_bytes = source.encoded.group_of_row, source.encoded.group_bytes
+    groups = tf.random.experimental.stateless_shuffle(tf.range(len(group_bytes)), key)
+    window_of_group = tf.scatter_nd(
+        groups[:, None],
+        tf.cumsum(tf.gather(tf.constant(group_bytes), groups)) // (WINDOW_BYTES // 2),
+        tf.constant([len(group_bytes)]),
+    )
+    windows = tf.gather(window_of_group, tf.gather(tf.constant(group_of_row), order))
+    return tf.gather(order, tf.argsort(windows, stable=True))
+
+
+def transform(batch: tf.Tensor, draws: tf.Tensor, augment: Augment) -> tf.Tensor:
+    """Rotate, shift and flip each image as its own draws say, in one bilinear resampling.
+
+    batch: (batch, height, width, 3), any type; gives float32 of the same scale.
+    draws: (batch, 4) in [0, 1): rotation, shift down, shift across, flip.
+    The ranges are those of Keras' ImageDataGenerator: +-rotation_deg, +-shift of the side, every second image flipped.
+    """
+    return _resample(batch, _matrices(draws, batch.shape[1], batch.shape[2], augment), augment)
+
+
+def _resample(batch: tf.Tensor, matrices: tf.Tensor, augment: Augment) -> tf.Tensor:
+    if augment.rotation_deg or augment.width_shift or augment.height_shift or augment.horizontal_flip:
+        return _bilinear(batch, matrices, augment.fill)
+    return tf.cast(batch, tf.float32)
+
+
+# ImageProjectiveTransformV3 does the same in four times the time: it works out each coordinate anew for every channel
+@tf.function(jit_compile=True, autograph=False)
+def _bilinear(batch: tf.Tensor, matrices: tf.Tensor, fill: str) -> tf.Tensor:
+    height, width = batch.shape[1:3]
+    y, x = tf.meshgrid(tf.range(height, dtype=tf.float32), tf.range(width, dtype=tf.float32), indexing="ij")
+    a, b, c, d, e, f = (matrices[:, i, None, None] for i in range(6))
+    source_x, source_y = a * x + b * y + c, d * x + e * y + f
+    left, top = tf.floor(source_x), tf.floor(source_y)
+    across, down = (source_x - left)[..., None], (source_y - top)[..., None]
+    column, row = tf.cast(left, tf.int32), tf.cast(top, tf.int32)
+    pixels = tf.reshape(batch, [-1, batch.shape[3]])
+    first = tf.range(tf.shape(batch)[0])[:, None, None] * (height * width)
+
+    def at(row: tf.Tensor, column: tf.Tensor) -> tf.Tensor:
+        row_inside, column_inside = _inside(row, height, fill), _inside(column, width, fill)
+        found = tf.cast(tf.gather(pixels, first + row_inside * width + column_inside), tf.float32)
+        if fill == "constant":
+            found *= tf.cast((row == row_inside) & (column == column_inside), tf.float32)[..., None]
+        return found
+
+    upper = at(row, column) * (1 - across) + at(row, column + 1) * across
+    lower = at(row + 1, column) * (1 - across) + at(row + 1, column + 1) * across
+    return upper * (1 - down) + lower * down
+
+
+def _inside(index: tf.Tensor, side: int, fill: str) -> tf.Tensor:
+    if fill == "wrap":
+        return index % side
+    if fill == "reflect":  # d c b a | a b c d | d c b a
+        index %= 2 * side
+        return tf.minimum(index, 2 * side - 1 - index)
+    return tf.clip_by_value(index, 0, side - 1)
+
+
+def _matrices(draws: tf.Tensor, height: int, width: int, augment: Augment) -> tf.Tensor:
+    """(batch, 6): where each output pixel (column, row) is read from; flip, rotation and shift in one."""
+    angle, down, across, flip = tf.unstack(draws, axis=1)
+    angle = (2 * angle - 1) * (augment.rotation_deg * math.pi / 180)
+    down = (2 * down - 1) * (augment.height_shift * height)
+    across = (2 * across - 1) * (augment.width_shift * width)
+    mirror = tf.where(flip < 0.5, -1.0, 1.0) if augment.horizontal_flip else tf.ones_like(flip)
+    middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    # source = R (output - middle + shift) + middle, and a flip reads the output's columns from the other side
+    shift_x = sin * (down - middle_y) + cos * (across - middle_x) + middle_x
+    shift_y = cos * (down - middle_y) - sin * (across - middle_x) + middle_y
+    zero = tf.zeros_like(angle)
+    flipped_x = tf.where(mirror < 0, cos * (width - 1), zero)
+    flipped_y = tf.where(mirror < 0, -sin * (width - 1), zero)
+    return tf.stack([cos * mirror, sin, shift_x + flipped_x, -sin * mirror, cos, shift_y + flipped_y], axis=1)
+
+
+def _draws(source: Source, epoch: int | tf.Tensor) -> tf.Tensor:
+    """(n, 4) float32 in [0, 1), the same for an example whatever the batch or the machine."""
+    key = tf.stack([tf.constant(source.seed, tf.int64), epoch])
+    return tf.random.stateless_uniform([source.labels.shape[0], 4], key)

@@ -1,1 +1,0 @@
-"""Dataset: from labelled images in a store to batches of tensors."""

@@ -1,0 +1,120 @@
+"""Table: a board for a terminal, or as CSV, Markdown or JSON."""
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+from rich.cells import cell_len
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.board.table import facts
+from orchestrator.words import printable
+
+_TEXT_CELLS = 24  # an error wraps, and so does a long text of an axis, but not into a narrower column
+
+
+def as_rich(board: pa.Table, width: int) -> Table | Group:
+    """The columns a person looks at, as a table that fits so many terminal cells.
+
+    Where they do not all fit, the least important ones are left out, and a line below says which; no number wraps.
+    """
+    shown = columns(board)
+    cells = {name: [_cell(value, name) for value in board[name].to_pylist()] for name in shown}
+    texts = {name for name in shown if board.schema.field(name).type == pa.string()}
+    wide = {name: max(cell_len(text) for text in (name, *cells[name])) for name in shown}
+    wide |= {name: min(wide[name], max(cell_len(name), _TEXT_CELLS)) for name in texts}
+    left_out = []
+    for name in _least_important(board, shown):
+        if sum(wide.values()) + 2 * (len(wide) - 1) <= width:
+            break
+        del wide[name]
+        left_out.append(name)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in wide:
+        left = name in texts and name not in facts(board)["axes"]
+        table.add_column(
+            name, justify="left" if left else "right", no_wrap=name not in texts, overflow="fold", min_width=wide[name]
+        )
+    for row in zip(*(cells[name] for name in wide), strict=True):
+        table.add_row(*map(Text, row))  # Text: a cell's [brackets] are no markup
+    if not left_out:
+        return table
+    note = (
+        f"too narrow for {', '.join(name for name in shown if name in left_out)}: widen the terminal, or --format csv"
+    )
+    return Group(table, Text(f"\n{note}"))
+
+
+def columns(board: pa.Table, more: Sequence[str] = ()) -> list[str]:
+    """All of a view; of a board with its points what a person looks at, and `more`."""
+    if "point_id" not in board.column_names:
+        return board.column_names
+    about = facts(board)
+    several_seeds = len(set(board["seed"].to_pylist())) > 1
+    metrics = ["val_accuracy", "val_loss", "accuracy"]
+    return [
+        "rank",
+        *(name for name in about["axes"] if name in board.column_names),
+        *(["seed"] if several_seeds else []),
+        *([] if about["metric"] in metrics else [about["metric"]]),
+        *metrics,
+        *("best_epoch", "train_s", "images_per_s", *more),
+        *(["cost_usd"] if any(board["cost_usd"].to_pylist()) else []),
+        "status",
+        *(["error"] if any(board["error"].to_pylist()) else []),
+    ]
+
+
+def _least_important(board: pa.Table, shown: Sequence[str]) -> list[str]:
+    """In which order columns go; rank and metric never do."""
+    about = facts(board)
+    settled = ["status"] if set(board["status"].to_pylist() if "status" in shown else []) <= {"ok"} else []
+    metrics = ["accuracy", "val_loss", "val_accuracy"]
+    spreads = [name for name in shown if name.endswith(("_std", "_low", "_high"))]
+    axes = [name for name in about["axes"] if name in shown]
+    order = ["images_per_s", "best_epoch", *settled, "configurations", *metrics, *spreads, "train_s", "error", "status"]
+    order += ["seeds", "verdict"]
+    order += [name for name in axes if len(set(board[name].to_pylist())) == 1]  # it tells no point from another
+    order += [*reversed(axes), "seed"]
+    return [name for name in dict.fromkeys(order) if name in shown and name != about["metric"]]
+
+
+def _cell(value: Any, name: str) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        if name in ("images_per_s", "peak_memory_mb"):
+            return f"{value:.0f}"
+        if name == "share":
+            return f"{value:.1%}"
+        if name.endswith(("accuracy", "loss", "_std", "_low", "_high")) or name == "cost_usd":
+            return f"{value:.4f}"
+        return f"{value:.1f}" if name == "train_s" else f"{value:g}"
+    return printable(str(value))
+
+
+def as_markdown(board: pa.Table) -> str:
+    names = [name for name in board.column_names if name not in ("point_id", "trial_id", "node", "device")]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for row in board.select(names).to_pylist():
+        cells = (re.sub(r"([\\|<\[*`])", r"\\\1", _cell(row[name], name)) for name in names)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def as_csv(board: pa.Table) -> str:
+    """Texts stand in quotes, line breaks and all; an empty cell does not."""
+    sink = pa.BufferOutputStream()
+    pa.csv.write_csv(board, sink)
+    return sink.getvalue().to_pybytes().decode().removesuffix("\n")
+
+
+def as_json(board: pa.Table) -> str:
+    rows = [{k: v.isoformat() if isinstance(v, datetime) else v for k, v in row.items()} for row in board.to_pylist()]
+    return json.dumps(rows, indent=1)

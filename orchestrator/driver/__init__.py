@@ -1,0 +1,1 @@
+"""What the grid command does, from the spec to the report."""

@@ -1,0 +1,170 @@
+"""Calibrate: how fast this machine trains. `python -m orchestrator.calibrate` measures it.
+
+It trains a small grid of made-up images, as any grid is trained, and keeps what that took beside the node's caches;
+`python -m orchestrator.grid --plan` forecasts from there.
+"""
+
+import contextlib
+import json
+import os
+import statistics
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from orchestrator.data.cache import cache_folder, open_cache
+from orchestrator.data.index import Index, build_index
+from orchestrator.errors import BadInput
+from orchestrator.plan.forecast import FIRST_GUESS, Counts, Pace
+from orchestrator.plan.points import Trial, make_plan
+from orchestrator.run.context import WorkerContext
+from orchestrator.run.folder import Run
+from orchestrator.run.result import Epoch, Result
+from orchestrator.scratch import scratch
+from orchestrator.spec.code import read_code
+from orchestrator.spec.reading import validate
+from orchestrator.spec.sections import Data
+from orchestrator.store import Store, open_store
+from orchestrator.terminal import without_stderr
+from orchestrator.words import now
+
+FILE = "calibration.json"
+BATCH_SIZES = (5, 10, 32, 128)
+EPOCHS = 4  # the first of them traces and compiles, and is left out
+IMAGES = 1280
+
+
+def read_pace() -> Pace:
+    """What was measured on this machine; a first guess where nothing was, or it cannot be read."""
+    try:
+        return Pace.from_tree(json.loads((cache_folder() / FILE).read_text()))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return FIRST_GUESS
+
+
+def measure(precisions: tuple[str, ...]) -> Pace:
+    """Train the grid, on every core or GPU at once: they are in each other's way as in a real run. Raises BadInput."""
+    with scratch() as folder, _alone(f"{folder}/cache"):
+        _make_images(folder / "images")
+        grid = {"batch_size": list(BATCH_SIZES), "precision": list(precisions)}
+        tree: dict[str, Any] = {"name": "calibration", "data": {"uri": f"{folder}/images"}, "grid": grid}
+        tree |= {"output": str(folder), "train": {"epochs": EPOCHS, "checkpoint_every_s": 3600.0}}
+        began = time.monotonic()
+        from orchestrator.cluster import (
+            fanout,  # here, so that reading a calibration loads no Ray, and loading it is measured
+        )
+
+        with fanout.connect(validate(tree).resources) as cluster:
+            spec = validate({**tree, "seeds": list(range(max(1, cluster.slots)))})
+            images = open_store(spec.data.uri)
+            index = build_index(images, spec.data)
+            counts = Counts(int((~index.validation).sum()), int(index.validation.sum()))
+            plan = make_plan(spec, counts, index.digest, read_code(spec.model, []))
+            seen = _Seen()
+            run = Run(open_store(f"{folder}/run", create=True))
+            never = threading.Event()
+            fanout.fan_out(WorkerContext(spec, index, images, run), cluster, plan.trials, seen, stop=never, kill=never)
+        closing_s = time.monotonic() - seen.last_end_s
+        if seen.why or not seen.results:
+            raise BadInput(f"nothing could be measured: {seen.why or 'no trial ended'}")
+        fill_image_s = _fill_image_s(images, index, spec.data)
+        start_s = max(0.0, seen.first_ready_s - began - len(index) * fill_image_s) + closing_s
+        return _pace(plan.trials, seen, counts, start_s, fill_image_s)
+
+
+@contextlib.contextmanager
+def _alone(cache: str) -> Iterator[None]:
+    """A Ray of this machine alone, and a cache folder of its own."""
+    before = {name: os.environ.pop(name, None) for name in ("RAY_ADDRESS", "ORCHESTRATOR_CACHE_DIR")}
+    os.environ["ORCHESTRATOR_CACHE_DIR"] = cache
+    try:
+        yield
+    finally:
+        del os.environ["ORCHESTRATOR_CACHE_DIR"]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _fill_image_s(images: Store, index: Index, data: Data) -> float:
+    for side in (data.image_size[0] // 2, data.image_size[0] - 1):  # the first one loads TensorFlow
+        began = time.monotonic()
+        with without_stderr():
+            open_cache(index, images, data.model_copy(update={"image_size": (side, side)}))
+    return (time.monotonic() - began) / len(index)
+
+
+class _Seen:
+    """What the trials said, and when: a Watch."""
+
+    def __init__(self) -> None:
+        self.results: dict[str, Result] = {}
+        self.took_s: dict[str, float] = {}  # from a worker's taking a trial up to its end
+        self.first_ready_s = self.last_end_s = 0.0
+        self.why = ""
+        self._since: dict[str, float] = {}
+
+    def started(self, trial_id: str) -> None:
+        self._since[trial_id] = time.monotonic()
+
+    def ready(self, trial_id: str, behind: float, unreadable: dict[int, str]) -> None:
+        self.first_ready_s = self.first_ready_s or time.monotonic()
+
+    def refused(self, trial: Trial, why: str) -> None:
+        self.why = why
+
+    def may_start(self, trial: Trial, behind: float, node_type: str | None, node_share: float) -> bool:
+        return True
+
+    def say(self, line: str) -> None:
+        print(line)
+
+    def over(self) -> bool:
+        return bool(self.why)
+
+    def epoch(self, trial_id: str, epoch: Epoch) -> None:
+        pass
+
+    def ended(self, result: Result) -> None:
+        self.results[result.trial_id] = result
+        self.last_end_s = time.monotonic()
+        self.took_s[result.trial_id] = self.last_end_s - self._since[result.trial_id]
+        self.why = self.why or result.error or ""
+
+
+def _pace(trials: tuple[Trial, ...], seen: _Seen, counts: Counts, start_s: float, fill_image_s: float) -> Pace:
+    step_s: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    validation_s: dict[str, list[float]] = defaultdict(list)
+    trial_start_s = []
+    for trial in trials:
+        epochs = seen.results[trial.id].history[1:]
+        train_s, validate_s = (
+            statistics.median(getattr(epoch, name) for epoch in epochs) for name in ("train_s", "validate_s")
+        )
+        precision, size = trial.values["precision"], trial.values["batch_size"]
+        step_s[precision][size].append(train_s * size / counts.training)
+        validation_s[precision].append(validate_s / counts.validation)
+        trial_start_s.append(seen.took_s[trial.id] - EPOCHS * (train_s + validate_s))
+    device = next(iter(seen.results.values())).device or "cpu"
+    return Pace(
+        source=f"measured for small_cnn on {device} at {now()} (python -m orchestrator.calibrate)",
+        step_s={p: {b: statistics.median(s) for b, s in sorted(sizes.items())} for p, sizes in step_s.items()},
+        validation_image_s={p: statistics.median(s) for p, s in validation_s.items()},
+        worker_start_s=start_s,
+        trial_start_s=max(0.0, statistics.median(trial_start_s)),
+        fill_image_s=fill_image_s,
+    )
+
+
+def _make_images(folder: Path) -> None:
+    """Two classes of smooth noise as JPEGs."""
+    draw = np.random.default_rng(0)
+    for i in range(IMAGES):
+        path = folder / f"class{i % 2}" / f"{i:05}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(draw.integers(0, 256, (6, 6, 3), np.uint8))
+        coarse.resize((200, 200), Image.Resampling.BICUBIC).save(path, quality=85)

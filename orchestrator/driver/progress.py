@@ -1,0 +1,151 @@
+"""Progress: a live table on a terminal, plain lines in a job log. Takes what fan-out tells and shows it."""
+
+import itertools
+import time
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.plan.points import Plan, Trial
+from orchestrator.run.result import Epoch, Result
+from orchestrator.words import clock, label, plural
+
+_LINES = 12  # trials shown at once, however many run
+
+
+class Progress:
+    """Shows a run while it goes on. Use as a context manager round the fan-out.
+
+    todo: as plan.remaining gives it. metric: the spec's. slots: trials that run at once.
+    """
+
+    def __init__(self, plan: Plan, todo: tuple[Trial, ...], metric: str, slots: int, console: Console) -> None:
+        self._trials = {trial.id: trial for trial in plan.trials}
+        self._todo = {trial.id: trial for trial in todo}  # longest first
+        self._todo_s = sum(trial.forecast_s for trial in todo)
+        self._metric, self._slots, self._console = metric, slots, console
+        self._running: dict[str, Epoch | None] = {}
+        self._behind: dict[str, float] = {}  # epochs that those at work have behind them
+        self._ended = self._failed = 0
+        self._best: tuple[float, str] | None = None
+        self._began = time.monotonic()
+        self._pace = 1.0  # measured over forecast
+        self._measured_s = self._forecast_s = 0.0
+        self._live = None
+        if console.is_terminal:
+            self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._table)
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def started(self, trial_id: str) -> None:
+        self._running[trial_id] = None
+        self._slots = max(self._slots, len(self._running))  # nodes may join
+
+    def ready(self, trial_id: str, behind: float) -> None:
+        """A worker took it up after so many epochs."""
+        self._behind[trial_id] = behind
+
+    def epoch(self, trial_id: str, epoch: Epoch) -> None:
+        trial = self._trials[trial_id]
+        self._running[trial_id] = epoch
+        self._behind[trial_id] = epoch.epoch
+        self._measured_s += epoch.train_s + epoch.validate_s
+        self._forecast_s += trial.forecast_s / trial.milestones[-1]
+        self._pace = self._measured_s / self._forecast_s if self._forecast_s else 1.0
+        value = getattr(epoch, self._metric.removeprefix("best_"))
+        better = self._best is None or (
+            value > self._best[0] if self._metric.endswith("accuracy") else value < self._best[0]
+        )
+        if better:
+            self._best = (value, f"{label(trial.values, trial.seed)} epoch {epoch.epoch}")
+        self.say(
+            f"epoch {epoch.epoch}/{trial.milestones[-1]}  {label(trial.values, trial.seed)}  "
+            f"val_accuracy {epoch.val_accuracy:.4f}  val_loss {epoch.val_loss:.4f}  loss {epoch.loss:.4f}  "
+            f"{epoch.images_per_s:.0f} images/s"
+        )
+
+    def ended(self, result: Result) -> None:
+        trial = self._trials[result.trial_id]
+        self.put_back(result.trial_id)
+        if left := self._todo.pop(result.trial_id, None):
+            self._todo_s -= left.forecast_s
+        self._ended += 1
+        self._failed += result.status == "failed"
+        what = f"failed: {result.error}" if result.status == "failed" else "ok"
+        self.say(
+            f"trial {self._ended}/{self._ended + len(self._todo)} {what}  {label(trial.values, trial.seed)}  "
+            f"{clock(self._left_s())} left"
+        )
+
+    def put_back(self, trial_id: str) -> None:
+        """It is not at work any more."""
+        self._running.pop(trial_id, None)
+        self._behind.pop(trial_id, None)
+
+    def expected_s(self, trial_id: str, behind: float) -> float:
+        """Worker time of what a trial has left after so many epochs, at the pace of the epochs so far."""
+        return self._trials[trial_id].left_s(behind) * self._pace
+
+    def _left_s(self) -> float:
+        """Worker time still to spend, spread over the slots; it takes as long as trials run, however many wait."""
+        longest_s, done_s = 0.0, 0.0
+        for trial_id in list(self._running):
+            if todo := self._todo.get(trial_id):  # or it has just ended, in the other thread
+                behind = self._behind.get(trial_id)
+                left_s = todo.forecast_s if behind is None else self._trials[trial_id].left_s(behind)
+                done_s += todo.forecast_s - left_s
+                longest_s = max(longest_s, left_s)
+        first = list(itertools.islice(self._todo, len(self._running) + 1))  # one of these waits, if any does
+        if waiting := next((trial_id for trial_id in first if trial_id not in self._running), None):
+            longest_s = max(longest_s, self._todo[waiting].forecast_s)
+        return max((self._todo_s - done_s) / self._slots, longest_s) * self._pace
+
+    def say(self, line: str) -> None:
+        """A line of the job log; a terminal has its table."""
+        if not self._live:
+            self._console.out(line)
+
+    def warn(self, line: str) -> None:
+        """What a person should read wherever they look: a terminal has it above its table."""
+        self._console.out(line)
+
+    def _table(self) -> Group:
+        """What a terminal shows, asked for four times a second, in another thread."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("trial", "epoch", "val_accuracy", "val_loss", "images/s"):
+            table.add_column(name, justify="left" if name == "trial" else "right")
+        for trial_id, epoch in list(self._running.items())[:_LINES]:
+            trial = self._trials[trial_id]
+            cells = (
+                (
+                    f"{epoch.epoch}/{trial.milestones[-1]}",
+                    f"{epoch.val_accuracy:.4f}",
+                    f"{epoch.val_loss:.4f}",
+                    f"{epoch.images_per_s:.0f}",
+                )
+                if epoch
+                else (f"0/{trial.milestones[-1]}", "-", "-", "-")
+            )
+            table.add_row(label(trial.values, trial.seed), *cells)
+        more = len(self._running) - _LINES
+        best = (
+            f"best so far: {self._metric.removeprefix('best_')} {self._best[0]:.4f} ({self._best[1]})"
+            if self._best
+            else ""
+        )
+        status = (
+            f"{plural(self._ended, 'trial')} done, {len(self._running)} running, "
+            f"{len(self._todo) - len(self._running)} waiting"
+            f"{f', {self._failed} failed' if self._failed else ''}  {clock(time.monotonic() - self._began)} gone, "
+            f"about {clock(self._left_s())} left"
+        )
+        return Group(table, *([Text(f"and {more} more")] if more > 0 else []), Text(best), Text(status))

@@ -1,0 +1,1 @@
+"""From a spec to points, trials, forecasts and budgets. Pure."""

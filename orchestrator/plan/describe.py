@@ -1,0 +1,109 @@
+"""Describe: the plan as a person reads it, and as JSON. Pure."""
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from orchestrator.plan.forecast import FIRST_GUESS, Pace, outlook, price
+from orchestrator.plan.points import Plan, Trial
+from orchestrator.spec.sections import Spec, is_streamed
+from orchestrator.words import clock, label, plural
+
+
+def describe(
+    plan: Plan,
+    spec: Spec,
+    index: str,
+    folder: str,
+    count_by_state: Mapping[str, int],
+    slots: int,
+    todo: Collection[Trial],
+    pace: Pace = FIRST_GUESS,
+) -> str:
+    """The plan as a person reads it.
+
+    index: one line on the images. standing: how many points are done, missing and new in the run folder.
+    slots: trials at once on a node. todo: those that remain.
+    """
+    sizes = sorted({_batch_size(plan, trial) for trial in plan.trials})
+    steps = "; ".join(_steps(plan.counts.training, size) for size in sizes)
+    shared = "" if plan.epochs_asked == plan.epochs_trained else " (points that differ only in epochs share a trial)"
+    lines = [
+        f"{spec.name}: {plural(len(plan.points), 'point')}, {plural(len(plan.trials), 'trial')}",
+        f"  images  {index}",
+        *(f"  cache   {line}" for line in _cache_lines(plan, spec)),
+        f"  steps   an epoch: {steps}",
+        f"  epochs  {plan.epochs_asked} asked for, {plan.epochs_trained} trained{shared}",
+        f"  folder  {folder}: " + ", ".join(f"{count} {what}" for what, count in count_by_state.items()),
+        *(["", *_outlook_lines(plan, spec, slots, todo, pace)] if todo else []),
+        "",
+        "trial         epochs    forecast  values",
+    ]
+    for trial in plan.trials[:20]:
+        milestones = ",".join(map(str, trial.milestones))
+        lines.append(f"{trial.id}  {milestones:<8}  {clock(trial.forecast_s):>8}  {label(trial.values, trial.seed)}")
+    if len(plan.trials) > 20:
+        lines.append(f"and {len(plan.trials) - 20} more")
+    return "\n".join(lines)
+
+
+def as_tree(plan: Plan, count_by_state: Mapping[str, int]) -> dict[str, Any]:
+    """The plan as plain values, for JSON."""
+    return {
+        "points": [
+            {"id": p.id, "trial_id": p.trial_id, "seed": p.seed, "epochs": p.epochs, **p.values} for p in plan.points
+        ],
+        "trials": [
+            {
+                "id": t.id,
+                "seed": t.seed,
+                "milestones": t.milestones,
+                "forecast_s": round(t.forecast_s, 3),
+                **t.values,
+                "steps_per_epoch": math.ceil(plan.counts.training / _batch_size(plan, t)),
+            }
+            for t in plan.trials
+        ],
+        "training_images": plan.counts.training,
+        "validation_images": plan.counts.validation,
+        "epochs_asked": plan.epochs_asked,
+        "epochs_trained": plan.epochs_trained,
+        "standing": dict(count_by_state),
+    }
+
+
+def _cache_lines(plan: Plan, spec: Spec) -> Iterator[str]:
+    """For each image size: whether a node keeps the decoded images, and why."""
+    images = plan.counts.training + plan.counts.validation
+    for size in dict.fromkeys(trial.values.get("image_size", spec.data.image_size) for trial in plan.trials):
+        data = spec.data.model_copy(update={"image_size": size})
+        decoded = f"{images * 3 * math.prod(size) / 1e6:,.1f} MB decoded at {size[0]}x{size[1]}"
+        limit = f"data.cache_limit_gb, {data.cache_limit_gb:g} GB"
+        if is_streamed(data, images):
+            yield f"{decoded}: more than {limit}, so every epoch of every trial streams them anew"
+        else:
+            yield f"{decoded}: within {limit}, so each node fetches and decodes them once"
+
+
+def _batch_size(plan: Plan, trial: Trial) -> int:
+    return trial.values.get("batch_size", plan.shared.get("train.batch_size"))
+
+
+def _steps(images: int, batch_size: int) -> str:
+    full, rest = divmod(images, batch_size)
+    return f"{full + bool(rest)} at batch size {batch_size}" + (f" (the last of {rest})" if rest else "")
+
+
+def _outlook_lines(plan: Plan, spec: Spec, slots: int, todo: Collection[Trial], pace: Pace) -> Iterator[str]:
+    """What remains, on 1, 2, 4, … nodes like this machine."""
+    images = plan.counts.training + plan.counts.validation
+    usd = price(spec.resources, None)
+    yield f"  pace    {pace.source}"
+    if usd is not None:
+        yield f"  price   ${usd:g} an hour for a {spec.resources.node_type or 'node'}, while trials run on it"
+    elif spec.resources.node_type:
+        yield f"  price   no list price for a {spec.resources.node_type}: set resources.usd_per_hour"
+    for nodes, hours, dollars in outlook([trial.forecast_s for trial in todo], slots, pace, images, usd):
+        cost = "" if dollars is None else f", ${dollars:.2f}"
+        where = f"{plural(nodes, 'node')} like this one, {slots} at once on each"
+        yield f"  time    about {clock(hours * 3600)}{cost} on {where}"

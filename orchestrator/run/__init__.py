@@ -1,0 +1,1 @@
+"""The run folder, which is the state: files, results, lease, models."""

@@ -1,0 +1,231 @@
+"""Run: one output folder, in a directory or a bucket; it is the state.
+
+    spec.yaml  plan.json  owner.json  skipped.json  trials/<id>-<epochs>.json  checkpoints/<id>.npz
+    leaderboard.parquet  history.parquet  report.html  dataset.json  events/<point>/…
+    models/best.keras, .json and -validation.parquet: the winner's; <point>.…: kept; candidates/<point>.…: may yet win
+
+Every file is written whole or not at all. What cannot be read back is put aside under damaged/, never deleted.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import platform
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from orchestrator import __version__
+from orchestrator.run.result import Exported, Result
+from orchestrator.store import Missing, Object, Store
+
+BOARD = "leaderboard.parquet"
+HISTORY = "history.parquet"
+SPEC = "spec.yaml"
+SKIPPED = "skipped.json"
+DATASET = "dataset.json"
+REPORT = "report.html"
+BEST = "best"
+VALIDATION = f"models/{BEST}-validation.parquet"
+CANDIDATES = "candidates/"
+
+
+class KeepModels(StrEnum):
+    """Which points' models the run folder keeps."""
+
+    best = "best"
+    all = "all"
+    none = "none"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run folder. Every method may raise StoreError."""
+
+    store: Store
+
+    def read_plan(self) -> dict[str, Any] | None:
+        """The plan that this folder was last driven with; None in a new folder, or where it is damaged."""
+        try:
+            plan = json.loads(self.store.read("plan.json"))
+            return {"shared": dict(plan["shared"]), "points": [str(point) for point in plan["points"]]}
+        except Missing:
+            return None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            self._put_aside("plan.json")
+            return None
+
+    def write_plan(self, spec_yaml: str, shared: Mapping[str, Any], points: list[str]) -> None:
+        """Write spec.yaml and plan.json. shared: see Plan; points: their ids."""
+        self.store.write(SPEC, spec_yaml.encode())
+        self.store.write("plan.json", json.dumps({"shared": shared, "points": points}, indent=1).encode())
+
+    def write_skipped(self, skipped: list[tuple[str, str]]) -> None:
+        """List the files that the run leaves out, as (key, reason)."""
+        self.store.write(SKIPPED, json.dumps([{"key": k, "reason": r} for k, r in skipped], indent=1).encode())
+
+    def read_results(self) -> dict[str, Result]:
+        """Trial id -> its longest result. Damaged files are put aside."""
+        found: dict[str, Result] = {}
+        objects = [o for o in self.store.list("trials/") if o.key.endswith(".json")]
+        for o, data in zip(objects, self.store.read_many(objects), strict=True):
+            try:
+                result = Result.unsealed(data)
+            except ValueError:
+                self._put_aside(o.key)
+                continue
+            if result.trial_id not in found or result.epochs > found[result.trial_id].epochs:
+                found[result.trial_id] = result
+        return found
+
+    def write_result(self, result: Result) -> None:
+        """Write a finished trial's result. The first one stays: an equal trial gives an equal result."""
+        self.store.write_if_absent(f"trials/{result.trial_id}-{result.epochs}.json", result.sealed().encode())
+
+    def read_checkpoint(self, trial_id: str) -> bytes | None:
+        return self.read_if_there(f"checkpoints/{trial_id}.npz")
+
+    def put_aside_checkpoint(self, trial_id: str) -> str:
+        """Move a checkpoint that cannot be used out of the way; returns where to."""
+        return self._put_aside(f"checkpoints/{trial_id}.npz")
+
+    def write_checkpoint(self, trial_id: str, data: bytes) -> None:
+        """Tagged as ORCHESTRATOR_CHECKPOINT_TAG says, `key=value`. Unset: not, since not every store takes tags."""
+        key, equals, value = os.environ.get("ORCHESTRATOR_CHECKPOINT_TAG", "").partition("=")
+        self.store.write(f"checkpoints/{trial_id}.npz", data, {key: value} if equals else None)
+
+    def write_dataset(self, facts: Mapping[str, Any]) -> None:
+        """Say what the run trains on: counts of each class, sizes, versions."""
+        self.store.write(DATASET, json.dumps({**facts, "versions": versions()}, indent=1).encode())
+
+    def list_models(self) -> list[str]:
+        """Names of the whole models: best, those of points that are kept, and below candidates/ what may yet win."""
+        return [o.key[len("models/") : -len(".json")] for o in self._model_facts()]
+
+    def read_models(self) -> dict[str, Exported]:
+        """Name -> what stands beside it, for every whole model."""
+        objects, found = self._model_facts(), {}
+        for o, data in zip(objects, self.store.read_many(objects), strict=True):
+            with contextlib.suppress(ValidationError):  # not one of ours
+                found[o.key[len("models/") : -len(".json")]] = Exported.model_validate_json(data)
+        return found
+
+    def _model_facts(self) -> list[Object]:
+        return [o for o in self.store.list("models") if o.key.endswith(".json")]
+
+    def read_model(self, name: str) -> Exported | None:
+        """What stands beside a model; None where there is no whole model of this name."""
+        try:
+            return Exported.model_validate_json(self.store.read(f"models/{name}.json"))
+        except (Missing, ValidationError):
+            return None
+
+    def write_model(self, name: str, keras: bytes, validation: bytes, facts: Exported) -> None:
+        """Write a model; its .json last, so that one without is not whole.
+
+        validation: Parquet, one row per validation image; see export.py.
+        """
+        self.store.delete(f"models/{name}.json")
+        self.store.write(f"models/{name}.keras", keras)
+        self.store.write(f"models/{name}-validation.parquet", validation)
+        self.store.write(f"models/{name}.json", facts.model_dump_json(indent=1).encode())
+
+    def copy_model(self, source: str, target: str, facts: Exported) -> None:
+        """Write the model `source` as `target`, with these facts beside it."""
+        if source != target:
+            files = (self.store.read(f"models/{source}{end}") for end in (".keras", "-validation.parquet"))
+            self.write_model(target, *files, facts)
+        else:
+            self.store.write(f"models/{target}.json", facts.model_dump_json(indent=1).encode())
+
+    def fetch_model(self, name: str, folder: Path) -> None:
+        """Copy a model and what stands beside it into a folder of this machine."""
+        for end in (".json", ".keras", "-validation.parquet"):
+            (folder / f"{name}{end}").write_bytes(self.store.read(f"models/{name}{end}"))
+
+    def delete_models(self, names: Sequence[str]) -> None:
+        self.store.delete_many([f"models/{name}.json" for name in names])  # first: without it a model is not whole
+        self.store.delete_many([f"models/{name}{end}" for name in names for end in (".keras", "-validation.parquet")])
+
+    def list_events(self) -> dict[str, list[str]]:
+        """Point -> names of its files with TensorBoard's events."""
+        found: dict[str, list[str]] = {}
+        for o in self.store.list("events"):
+            _, point_id, name = o.key.split("/", 2)
+            found.setdefault(point_id, []).append(name)
+        return found
+
+    def replace_events(self, point_id: str, old: Collection[str], name: str, data: bytes) -> None:
+        """Write a point's events in place of its old ones."""
+        for each in old:
+            self.store.delete(f"events/{point_id}/{each}")
+        self.store.write(f"events/{point_id}/{name}", data)
+
+    def write_tables(self, board: pa.Table, history: pa.Table) -> None:
+        """Replace the leaderboard and the history."""
+        for key, table in ((BOARD, board), (HISTORY, history)):
+            sink = pa.BufferOutputStream()
+            pq.write_table(table, sink, write_page_checksum=True)
+            self.store.write(key, sink.getvalue().to_pybytes())
+
+    def read_if_there(self, key: str) -> bytes | None:
+        """One file of the run folder; None where it is not there."""
+        try:
+            return self.store.read(key)
+        except Missing:
+            return None
+
+    def write_report(self, page: str) -> None:
+        """Replace report.html."""
+        self.store.write(REPORT, page.encode(errors="replace"))  # a folder's name need not be Unicode
+
+    def tidy(self, keep: KeepModels = KeepModels.best) -> list[str]:
+        """Clear up after killed drivers; returns where damaged tables were put. Only the holder of the lease may."""
+        self.store.sweep()
+        tables = [BOARD, HISTORY, *([] if keep is KeepModels.none else [VALIDATION])]
+        damaged = [key for key in tables if not self._is_whole(key)]
+        if VALIDATION in damaged:
+            self.store.delete(f"models/{BEST}.json")  # so the model is made again, and its predictions with it
+        return [self._put_aside(key) for key in damaged]
+
+    def _is_whole(self, key: str) -> bool:
+        data = self.read_if_there(key)
+        try:
+            return data is None or bool(read_parquet(data).num_columns)
+        except (pa.ArrowException, OSError):
+            return False
+
+    def _put_aside(self, key: str) -> str:
+        data = self.store.read(key)
+        for number in itertools.count(1):
+            aside = f"damaged/{key}" if number == 1 else f"damaged/{key}.{number}"
+            if self.store.write_if_absent(aside, data) or self.store.read(aside) == data:
+                break
+        self.store.delete(key)
+        return aside
+
+
+def read_parquet(data: bytes) -> pa.Table:
+    """A table of a run folder. Raises ArrowException or OSError where it is damaged, checksums included."""
+    # not read_table: its threads may still hold `data` when Python ends, which aborts the process now and then
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            table = file.read(use_threads=False)
+    except UnicodeDecodeError as error:  # the name of a column
+        raise pa.ArrowInvalid(str(error)) from None
+    table.validate(full=True)  # texts too
+    return table
+
+
+def versions() -> dict[str, str]:
+    """What trains, by name."""
+    libraries = {name: version(name) for name in ("tensorflow", "keras")}
+    return {"python": platform.python_version(), **libraries, "orchestrator": __version__}

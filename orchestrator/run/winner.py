@@ -1,0 +1,91 @@
+"""Winner: which exported models a run folder needs, keeps and lets go. Workers write them (export.py); no Keras here.
+
+models/best.keras                the winner's
+models/<point>.keras             of every point, where all are kept
+models/candidates/<point>.keras  of trials at work, and of the one that leads: gone when beaten
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+import pyarrow as pa
+
+from orchestrator.plan.points import Plan, Point, Trial
+from orchestrator.run.folder import BEST, CANDIDATES, KeepModels, Run
+from orchestrator.run.result import Epoch, Exported, Result, ranked_by
+from orchestrator.spec.sections import Spec
+
+
+def leading_point(plan: Plan, board: pa.Table) -> Point | None:
+    """The point that ranks first; None while none is ok."""
+    if not board.num_rows or board["status"][0].as_py() != "ok":
+        return None
+    first = board["point_id"][0].as_py()
+    return next(point for point in plan.points if point.id == first)
+
+
+def trained_points(plan: Plan, results: Mapping[str, Result]) -> list[Point]:
+    """The points that are ok."""
+    return [p for p in plan.points if (r := results.get(p.trial_id)) and r.status == "ok" and r.epochs >= p.epochs]
+
+
+def delete_beaten(run: Run, plan: Plan, results: Mapping[str, Result], leader: Point | None) -> None:
+    """Delete the candidates of finished trials, but those of the trial that leads."""
+    done = {p.id for p in trained_points(plan, results) if leader is None or p.trial_id != leader.trial_id}
+    candidates = (name for name in run.list_models() if name.startswith(CANDIDATES))
+    run.delete_models([name for name in candidates if name.removeprefix(CANDIDATES) in done])
+
+
+def place_models(
+    run: Run, plan: Plan, results: Mapping[str, Result], first: Point | None, spec: Spec, keep: KeepModels
+) -> tuple[Trial, ...]:
+    """Make models/best the model of the point that ranks first, and models/<point> each point's where all are kept.
+
+    Returns what must be trained again, because its weights lie nowhere: each trial with those of its milestones alone.
+    """
+    if keep is KeepModels.none or first is None:
+        return ()
+    there = run.read_models()
+    trials = {trial.id: trial for trial in plan.trials}
+    lacking: dict[str, dict[str, Point]] = {}
+
+    def found(point: Point, own: str) -> str | None:
+        epoch = epoch_of(point, results, spec).epoch
+        ids = (point.id, *trials[point.trial_id].points)  # another point of the trial may have the same weights
+        names = [name for each in ids for name in (each, f"{CANDIDATES}{each}")]
+        same = (n for n in [own, *names, BEST] if n in there)
+        return next((n for n in same if (there[n].trial_id, there[n].epoch) == (point.trial_id, epoch)), None)
+
+    for point in trained_points(plan, results) if keep is KeepModels.all else ():
+        name = found(point, point.id)
+        if name is None:
+            lacking.setdefault(point.trial_id, {})[point.id] = point
+        elif name != point.id:
+            run.copy_model(name, point.id, _facts_for(there[name], point, spec))
+    name = found(first, BEST)
+    if name is None:
+        lacking.setdefault(first.trial_id, {})[first.id] = first
+    else:
+        told = _facts_for(there[name], first, spec)
+        if name != BEST or told.model_dump_json() != there[BEST].model_dump_json():
+            run.copy_model(name, BEST, told)
+        delete_beaten(run, plan, results, None)
+    return tuple(_retraining(trial, lacking[trial.id].values()) for trial in plan.trials if trial.id in lacking)
+
+
+def epoch_of(point: Point, results: Mapping[str, Result], spec: Spec) -> Epoch:
+    """The epoch whose weights are the model of a point that is ok."""
+    stopping = spec.train.early_stopping
+    history = results[point.trial_id].history[: point.epochs]
+    return ranked_by(history, bool(stopping and stopping.restore_best), spec.metric)
+
+
+def _facts_for(facts: Exported, point: Point, spec: Spec) -> Exported:
+    """The same model's facts, as a point of the spec as it is now."""
+    now = {"metric": spec.metric, "spec": spec.model_dump(mode="json")}
+    return facts.model_copy(update={"point_id": point.id, "values": dict(point.values), "epochs": point.epochs, **now})
+
+
+def _retraining(trial: Trial, points: Collection[Point]) -> Trial:
+    ordered = sorted(points, key=lambda point: point.epochs)
+    return replace(trial, milestones=tuple(p.epochs for p in ordered), points=tuple(p.id for p in ordered))

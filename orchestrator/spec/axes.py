@@ -1,0 +1,89 @@
+"""Axes: which field of the spec an axis sets, and what one trial trains with once its values are put in. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.spec.sections import Augment, Data, Scalar, Section, Spec, Train
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one trial trains with: the shared sections of the spec, with the axis values put in.
+
+    Attributes:
+        model_args: Axis values that no section knows; handed to the model function by name.
+    """
+
+    data: Data
+    augment: Augment
+    train: Train
+    model: str
+    model_args: dict[str, Scalar]
+
+
+# Axis name -> where the value goes. Whatever is not listed here is an argument of the model function.
+AXIS_PATHS: dict[str, tuple[str, str]] = {
+    "image_size": ("data", "image_size"),
+    **{name: ("augment", name) for name in Augment.model_fields},
+    **{name: ("train", name) for name in Train.model_fields if name not in ("early_stopping", "checkpoint_every_s")},
+}
+SECTIONS: dict[str, type[Section]] = {"data": Data, "augment": Augment, "train": Train}
+# Names that an axis cannot have: fields of train that are none, what every model function takes, keys of the plan as
+# JSON, columns of the leaderboard.
+RESERVED_AXES = (
+    {"early_stopping", "checkpoint_every_s", "input_shape", "classes", "id", "milestones", "forecast_s"}
+    | {"rank", "point_id", "trial_id", "status", "seed", "val_accuracy", "val_loss", "accuracy", "loss", "best_epoch"}
+    | {"best_val_accuracy", "epochs_trained", "steps_per_epoch", "train_s", "images_per_s", "peak_memory_mb"}
+    | {"device", "node", "error", "started_at", "finished_at", "cost_usd", "run", "seeds", "verdict"}
+)
+
+
+def axis_path(name: str) -> str:
+    """The `section.field` that an axis sets."""
+    return ".".join(AXIS_PATHS.get(name, ("model", name)))
+
+
+def resolve(spec: Spec, values: Mapping[str, Any]) -> Settings:
+    """Put one point's axis values into the sections they belong to."""
+    updates: dict[str, dict[str, Any]] = {"data": {}, "augment": {}, "train": {}, "model": {}}
+    for name, value in values.items():
+        section, field = AXIS_PATHS.get(name, ("model", name))
+        updates[section][field] = value
+    return Settings(
+        data=spec.data.model_copy(update=updates["data"]),
+        augment=spec.augment.model_copy(update=updates["augment"]),
+        train=spec.train.model_copy(update=updates["train"]),
+        model=spec.model,
+        model_args=updates["model"],
+    )
+
+
+def shared_settings(spec: Spec) -> dict[str, Any]:
+    """Flat `section.field` -> value of all that every trial shares and that decides its weights.
+
+    Fields that an axis sets are left out, and so is what only says where, when or how fast: a run folder with the same
+    shared settings can take this spec's points.
+    """
+    kept = {
+        "data": spec.data.model_dump(exclude={"uri", "on_bad_image", "cache_limit_gb"}),
+        "augment": spec.augment.model_dump(),
+        "train": spec.train.model_dump(exclude={"epochs", "checkpoint_every_s"}),
+    }
+    flat = {f"{section}.{field}": value for section, fields in kept.items() for field, value in fields.items()}
+    for name in spec.axes:
+        flat.pop(axis_path(name), None)
+    return {"model": spec.model, **flat}
+
+
+def canonical(value: Any) -> str:
+    """A text that is equal for equal values: 0 and 0.0 train alike, so they read alike."""
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {canonical(v)}" for k, v in sorted(value.items())) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(map(canonical, value)) + "]"
+    return repr(value)

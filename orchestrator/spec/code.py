@@ -1,0 +1,125 @@
+"""Code: the source of a model function, found and read without running it."""
+
+import ast
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+from orchestrator.errors import BadInput
+from orchestrator.spec.sections import Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What builds a model, read without running it.
+
+    Attributes:
+        digest: SHA-256 of the source.
+        defaults: Argument -> default, of those beside input_shape and classes whose default is a plain value or None.
+    """
+
+    digest: str
+    defaults: dict[str, Any]
+
+
+def read_code(name: str, axes: Sequence[str]) -> Code:
+    """Find the code of the model `name`.
+
+    axes: names the function must take beside input_shape and classes. Raises BadInput where it is missing or
+    refuses one.
+    """
+    module, function = split_name(name)
+    path = _find(module, name)
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+    except SyntaxError as error:
+        raise BadInput(f"model {name}: {path} line {error.lineno} is not Python: {error.msg}") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"model {name}: {path} must be a Python file in UTF-8: {error}") from None
+    found = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if function not in found:
+        names = ", ".join(n for n in found if not n.startswith("_")) or "none"
+        raise BadInput(f"model must name a function that exists, got {name}: {module} defines {names}")
+    arguments = found[function].args
+    takes = [a.arg for a in (*arguments.args, *arguments.kwonlyargs)]
+    if arguments.kwarg is None:
+        for needed in ("input_shape", "classes"):
+            if needed not in takes:
+                raise BadInput(
+                    f"model {name} must take the arguments input_shape and classes, got {', '.join(takes) or 'none'}"
+                )
+        own = [a for a in takes if a not in ("input_shape", "classes")]
+        for axis in axes:
+            if axis not in takes:
+                raise BadInput(
+                    f"grid.{axis} must be an argument of the model {name} ({', '.join(own) or 'it has none'}), "
+                    f"image_size, or a field of train or augment: rename or remove it"
+                )
+    for needed in _required(arguments):
+        if needed not in ("input_shape", "classes", *axes):
+            raise BadInput(
+                f"model {name} must be given the argument {needed}, which has no default: "
+                f"make it an axis of the grid, or give it a default"
+            )
+    own_code = ast.get_source_segment(text, found[function]) if name == "small_cnn" else text
+    return Code(hashlib.sha256((own_code or text).encode()).hexdigest(), _plain_defaults(arguments))
+
+
+def _required(arguments: ast.arguments) -> list[str]:
+    positional = [*arguments.posonlyargs, *arguments.args]
+    keyword = [a for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if d is None]
+    return [a.arg for a in (*positional[: len(positional) - len(arguments.defaults)], *keyword)]
+
+
+def _plain_defaults(arguments: ast.arguments) -> dict[str, Any]:
+    pairs = [
+        *zip(reversed(arguments.args), reversed(arguments.defaults), strict=False),
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]
+    plain = {}
+    for argument, default in pairs:
+        with contextlib.suppress(ValueError, TypeError):  # not a literal
+            value = ast.literal_eval(default)
+            if default is not None and isinstance(value, Scalar | None):
+                plain[argument.arg] = value
+    return plain
+
+
+def split_name(name: str) -> tuple[str, str]:
+    module, _, function = ("orchestrator.train.model:small_cnn" if name == "small_cnn" else name).partition(":")
+    return module, function
+
+
+def _find(module: str, name: str) -> Path:
+    if name == "small_cnn":
+        return Path(__file__).parents[1] / "train" / "model.py"
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    top, *below = module.split(".")
+    try:
+        found = importlib.util.find_spec(top)
+    except ValueError:  # a module without a spec, such as __main__
+        found = None
+    dotted = top
+    for part in below:  # by hand: find_spec of "a.b" would import a, and run whatever it does
+        dotted += f".{part}"
+        places = found.submodule_search_locations if found else None
+        found = PathFinder.find_spec(dotted, places) if places else None
+    origin = found.origin if found else None
+    if not origin or not origin.endswith(".py"):
+        raise BadInput(
+            f"model must name a module that can be imported, got {name}: there is no {module} in the current "
+            f"folder or among the installed packages"
+        )
+    return Path(origin)

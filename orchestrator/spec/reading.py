@@ -1,0 +1,263 @@
+"""Reading: YAML and overrides -> Spec; errors that name the field and say what to do. Pure: text in, values out."""
+
+import difflib
+import math
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Annotated, Any, ClassVar, get_args
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.errors import BadInput
+from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES, SECTIONS, canonical
+from orchestrator.spec.sections import Budget, EarlyStopping, Resources, Scalar, Section, Spec
+
+_PARTS: dict[str, type[Section]] = {**SECTIONS, "resources": Resources, "budget": Budget}
+
+
+def to_yaml(spec: Spec) -> str:
+    """The resolved spec, every default written out."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, default_flow_style=None)
+
+
+def load_spec(text: str, overrides: Sequence[str] = (), source: str = "spec") -> Spec:
+    """Parse a spec and apply `PATH=VALUE` overrides (VALUE is YAML). Raises BadInput naming the field and the cure."""
+    tree = _parse(text, source)
+    if not isinstance(tree, dict):
+        raise BadInput(f"{source} must be a mapping with the keys {', '.join(Spec.model_fields)}, got {_show(tree)}")
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        path = path.strip()
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
+            raise BadInput(f"--set must look like PATH=VALUE (say train.learning_rate=0.01), got {_show(override)}")
+        _put(tree, path.split("."), _parse(value, f"--set {path}"))
+    return validate(tree)
+
+
+def validate(tree: Mapping[str, Any]) -> Spec:
+    """A mapping of plain values -> Spec. Raises BadInput for the first thing that is wrong, and says how many more."""
+    try:
+        spec = Spec.model_validate(tree)
+    except ValidationError as error:
+        raise BadInput(_explain(error)) from None
+    grid = {name: _check_axis(name, values) for name, values in spec.grid.items()}
+    points = [_check_point(f"points[{i}]", point) for i, point in enumerate(spec.points)]
+    exclude = [_check_point(f"exclude[{i}]", point) for i, point in enumerate(spec.exclude)]
+    if not grid and not points:
+        raise BadInput("grid and points are both empty: give at least one axis, such as grid: {batch_size: [16, 32]}")
+    for i, point in enumerate(exclude):
+        if unknown := set(point) - set(grid) - {name for p in points for name in p}:
+            raise BadInput(f"exclude[{i}].{sorted(unknown)[0]} must be an axis of the grid ({', '.join(grid)})")
+    if repeated := _first_repeat(spec.seeds):
+        raise BadInput(f"seeds holds {repeated[1]} twice: each point would be trained twice; remove one")
+    return spec.model_copy(update={"grid": grid, "points": points, "exclude": exclude})
+
+
+def _check_axis(name: str, values: list[Any]) -> list[Any]:
+    path = f"grid.{_key(name)}"
+    if not values:
+        raise BadInput(f"{path} must hold at least one value, got an empty list: add values or remove the axis")
+    checked = [_check_value(name, value, f"{path}[{i}]") for i, value in enumerate(values)]
+    if repeated := _first_repeat([canonical(value) for value in checked]):
+        raise BadInput(f"{path}[{repeated[0]}] repeats the value {repeated[1]}: remove one of them")
+    kinds = {float if isinstance(v, int | float) and not isinstance(v, bool) else type(v) for v in checked}
+    if len(kinds) > 1:
+        raise BadInput(f"{path} must hold values of one type, got {_show(values)}")
+    return checked
+
+
+def _check_point(path: str, point: Mapping[str, Any]) -> dict[str, Any]:
+    if not point:
+        raise BadInput(f"{path} must name at least one axis, such as {{batch_size: 16, epochs: 10}}, got {{}}")
+    return {name: _check_value(name, value, f"{path}.{_key(name)}") for name, value in point.items()}
+
+
+def _check_value(name: str, value: Any, path: str) -> Any:
+    if name in AXIS_PATHS:
+        try:
+            return _adapter(name).validate_python(value)
+        except ValidationError as error:
+            raise BadInput(_explain(error, path)) from None
+    if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in RESERVED_AXES:
+        raise BadInput(
+            f"{path}: {_show(name)} cannot be an axis{_did_you_mean(name, AXIS_PATHS)}: axes are "
+            f"{', '.join(AXIS_PATHS)}, and the arguments of the model function"
+        )
+    if not isinstance(value, get_args(Scalar)) or (isinstance(value, float) and not math.isfinite(value)):
+        raise BadInput(f"{path} must be a number, a text or true/false, got {_show(value)}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:  # what a column of the leaderboard can hold
+        raise BadInput(f"{path} must be a whole number of at most 64 bits, got {_show(value)}")
+    return value
+
+
+@cache
+def _adapter(axis: str) -> TypeAdapter:
+    section, field = AXIS_PATHS[axis]
+    info = SECTIONS[section].model_fields[field]
+    return TypeAdapter(Annotated[info.annotation, *info.metadata, None], config=Section.model_config)
+
+
+def _first_repeat(values: Sequence[Any]) -> tuple[int, Any] | None:
+    seen = set()
+    for i, value in enumerate(values):
+        if value in seen:
+            return i, value
+        seen.add(value)
+    return None
+
+
+def _explain(error: ValidationError, prefix: str = "") -> str:
+    """The first problem as one line: what it must be, what it was."""
+    problems = error.errors(include_url=False)
+    # a misspelt key first: it is why another is missing
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    context = first.get("ctx", {})
+    kind = first["type"]
+    loc = first["loc"]
+    if kind == "missing" and loc and isinstance(loc[-1], int):  # [64], where [64, 64] must be
+        loc, kind = loc[:-1], "tuple_type"
+    path = prefix
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif not part.startswith(("function-", "literal[", "constrained-", "tuple[")) and part != "float":
+            path += f".{_key(part)}" if path else _key(part)
+    got = _show(first["input"])
+    if kind == "extra_forbidden":
+        section: Any = _PARTS.get(str(loc[0]) if len(loc) > 1 else "", Spec)
+        section = EarlyStopping if "early_stopping" in loc[:-1] else section
+        line = (
+            f"{path} is not a known key{_did_you_mean(str(loc[-1]), section.model_fields)}; "
+            f"known: {', '.join(section.model_fields)}"
+        )
+    elif kind == "missing":
+        line = f"{path} is missing: add it to the spec"
+    else:
+        line = f"{path} must be {_must_be(kind, context)}, got {got}"
+    if path.startswith("resources.gpus_per_trial"):
+        line = f"resources.gpus_per_trial must be auto or a number of at least 0, got {got}"
+        problems = problems[:1]
+    return line + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+
+
+def _must_be(kind: str, context: Mapping[str, Any]) -> str:
+    whole = {
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "bool_type": "true or false",
+        "string_type": "a text",
+        "finite_number": "a finite number",
+        "list_type": "a list",
+        "dict_type": "a mapping",
+        "model_type": "a mapping",
+        "model_attributes_type": "a mapping",
+        "tuple_type": "[height, width], such as [64, 64]",
+        "too_long": "[height, width], such as [64, 64]",
+        "string_pattern_mismatch": "small_cnn or package.module:function",
+    }
+    if kind == "literal_error":
+        return f"one of {context['expected']}"
+    if kind == "too_short":
+        return "a list with at least one value"
+    if kind == "string_too_short":
+        return "a non-empty text"
+    if kind == "string_pattern_mismatch" and "small_cnn" not in context["pattern"]:
+        return "letters, digits, '.', '_' and '-' (at most 100, the first a letter or digit)"
+    for op, word in (("ge", "of at least"), ("gt", "above"), ("le", "of at most"), ("lt", "below")):
+        if op in context:
+            return f"{'a whole number' if isinstance(context[op], int) else 'a number'} {word} {canonical(context[op])}"
+    return whole.get(kind, f"valid ({kind})")
+
+
+def _did_you_mean(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+class _Brief(reprlib.Repr):
+    """A short repr in YAML's words, at a small price even where aliases make the value huge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 80, 80
+
+    def repr1(self, x: Any, level: int) -> str:
+        if x is None or isinstance(x, bool):
+            return "null" if x is None else str(x).lower()
+        if isinstance(x, int) and abs(x) >= 2**63:
+            return f"a number of {x.bit_length()} bits"
+        return super().repr1(x, level)
+
+
+def _show(value: Any) -> str:
+    text = _Brief().repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _key(name: str) -> str:
+    """A key as it stands in a path: quoted where that must be, so that a message stays one line."""
+    return name if re.fullmatch(r"[\w.-]{1,60}", name) else _show(name)
+
+
+def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for depth, key in enumerate(keys[:-1]):
+        if tree.get(key) is None:
+            tree[key] = {}
+        tree = tree[key]
+        if not isinstance(tree, dict):
+            raise BadInput(
+                f"--set {'.'.join(keys)}: {'.'.join(keys[: depth + 1])} must be a mapping, got {_show(tree)}: "
+                f"set it as a whole"
+            )
+    tree[keys[-1]] = value
+
+
+_UNUSED_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "merge", "value")}
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML: no tags, no merged mappings, no repeated keys; 1e-3 is a number and 2024-01-31 a text."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, regexp) for tag, regexp in resolvers if tag not in _UNUSED_TAGS]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if tag := getattr(event, "tag", None):
+            raise yaml.MarkedYAMLError(problem=f"the tag {tag!r} has no place here", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:str":
+                got = key.value if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
+                problem = f"a key must be a text, got {got}: put it in quotes"
+            elif key.value in seen:
+                problem = f"the key {_show(key.value)} stands twice: keep one"
+            else:
+                seen.add(key.value)
+                continue
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1} column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise BadInput(f"{source} must be YAML{where}: {problem}") from None

@@ -1,0 +1,128 @@
+"""Sections: what a spec may say, field by field, with ranges and defaults. Pure."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Scalar = bool | int | float | str
+
+
+class Section(BaseModel):
+    """A part of the spec: immutable, strictly typed, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _pair(value: Any) -> Any:
+    """64 means [64, 64]; lists become tuples, so that sizes can be compared and hashed."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value, value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+Side = Annotated[int, Field(ge=8, le=2048)]
+ImageSize = Annotated[tuple[Side, Side], BeforeValidator(_pair)]
+
+
+class Data(Section):
+    """Which images, and how they are split. image_size is (height, width) in pixels.
+
+    cache_limit_gb: GB (10^9 bytes) that decoded images may take on a node's disk; a larger data set is streamed anew in
+    every epoch.
+    """
+
+    uri: str = Field(min_length=1)
+    image_size: ImageSize = (64, 64)
+    resize: Literal["nearest", "bilinear", "area"] = "bilinear"
+    validation_split: float = Field(0.2, gt=0, lt=1)
+    split_by: Literal["order", "hash"] = "order"
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    cache_limit_gb: float = Field(20.0, ge=0)
+
+
+class Augment(Section):
+    """Random changes to training images. Shifts are fractions of the side; rotation is drawn from +-rotation_deg."""
+
+    rotation_deg: float = Field(0.0, ge=0, le=180)
+    width_shift: float = Field(0.0, ge=0, lt=1)
+    height_shift: float = Field(0.0, ge=0, lt=1)
+    horizontal_flip: bool = False
+    fill: Literal["nearest", "reflect", "wrap", "constant"] = "nearest"
+    validation: bool = False
+
+
+class EarlyStopping(Section):
+    """Stop after `patience` epochs without a lower val_loss; restore_best reads off the best epoch, not the last."""
+
+    patience: int = Field(5, ge=1)
+    restore_best: bool = True
+
+
+class Train(Section):
+    """How one trial trains."""
+
+    batch_size: int = Field(32, ge=1, lt=2**31)
+    epochs: int = Field(10, ge=1, lt=2**31)
+    optimizer: Literal["adam", "adamw", "nadam", "rmsprop", "sgd", "adagrad"] = "adam"
+    learning_rate: float = Field(0.001, gt=0)
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    early_stopping: EarlyStopping | None = None
+    checkpoint_every_s: float = Field(60.0, gt=0)
+
+
+def _every(value: Any) -> Any:
+    """One price is that of every node."""
+    return {"*": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+class Resources(Section):
+    """What one trial gets. gpus_per_trial `auto`: a share of a GPU where the cluster has any, else none.
+
+    node_type: what the nodes are, such as g4dn.xlarge, where they do not say so themselves.
+    usd_per_hour: node type -> USD an hour, in place of its list price; one number, or `*`, for every other type.
+    """
+
+    cpus_per_trial: int = Field(1, ge=1)
+    gpus_per_trial: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    max_concurrent: int | None = Field(None, ge=1)
+    node_type: str | None = Field(None, min_length=1)
+    usd_per_hour: Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(_every)] = {}
+
+
+class Budget(Section):
+    """What one command may take. A trial that would not end within it is not begun; null: no limit.
+
+    max_usd: price of the nodes for the time that trials run on them. max_hours: from the command's start.
+    """
+
+    max_usd: float | None = Field(None, gt=0)
+    max_hours: float | None = Field(None, gt=0)
+
+
+class Spec(Section):
+    """A whole run. `grid` is a product of axes; `points` stand beside it, `exclude` takes combinations out."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    data: Data
+    augment: Augment = Augment()
+    model: str = Field("small_cnn", pattern=r"^(small_cnn|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$")
+    train: Train = Train()
+    grid: dict[str, list[Any]] = {}
+    points: list[dict[str, Any]] = []
+    exclude: list[dict[str, Any]] = []
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([0], min_length=1)
+    metric: Literal["val_accuracy", "best_val_accuracy", "val_loss", "accuracy", "loss"] = "val_accuracy"
+    resources: Resources = Resources()
+    budget: Budget = Budget()
+    output: str = Field("./runs", min_length=1)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Every axis, in the order of the spec: those of the grid, then those that only single points name."""
+        return tuple(dict.fromkeys([*self.grid, *(name for point in self.points for name in point)]))
+
+
+def is_streamed(data: Data, images: int) -> bool:
+    """Whether that many decoded images are more than the node cache may hold."""
+    return images * 3 * math.prod(data.image_size) > data.cache_limit_gb * 1e9

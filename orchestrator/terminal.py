@@ -1,0 +1,30 @@
+"""Terminal: where commands print, and how wide."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console
+
+
+def make_console(stderr: bool = False) -> Console:
+    """A terminal's own width; wide and without colours where output goes to a file or a job log."""
+    stream = sys.stderr if stderr else sys.stdout
+    plain = {} if stream.isatty() else {"width": 200, "color_system": None, "force_terminal": False}
+    return Console(file=stream, highlight=False, markup=False, **plain)
+
+
+@contextlib.contextmanager
+def without_stderr() -> Iterator[None]:
+    """What TensorFlow's libraries say as they are loaded, of processors and drivers, obeys no setting."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,1 @@
+"""What TensorBoard and MLflow get of a run."""

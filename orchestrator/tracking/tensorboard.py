@@ -1,0 +1,69 @@
+"""Events: what TensorBoard reads, RUN/events/<point>/: each epoch's scalars, and a row of the HParams tab.
+
+Made locally and then put, so that a run folder in a bucket has them too. tensorboardX writes them: no TensorFlow here.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from orchestrator.plan.points import Point
+from orchestrator.run.folder import Run
+from orchestrator.run.result import Epoch, Result
+from orchestrator.scratch import scratch
+
+_SCALARS = tuple(name for name in Epoch.model_fields if name != "epoch")
+
+
+def write_events(
+    run: Run, points: Collection[Point], results: Mapping[str, Result], there: Mapping[str, Collection[str]]
+) -> None:
+    """Write the events of these points, which are ok, unless they are `there`, as Run.list_events tells.
+
+    A file's name tells which axes it knows: where the grid has gained one, the point is written anew.
+    """
+    for point in points:
+        result = results[point.trial_id]
+        axes = hashlib.sha256(repr(sorted(point.values)).encode()).hexdigest()[:8]
+        name = f"events.out.tfevents.{axes}"
+        old = there.get(point.id, ())
+        if set(old) != {name}:
+            ended = datetime.fromisoformat(result.finished_at).timestamp() if result.finished_at else 0.0
+            data = encode(hyperparameters(point), result.history[: point.epochs], ended)
+            run.replace_events(point.id, old, name, data)
+
+
+def hyperparameters(point: Point) -> dict[str, Any]:
+    """Axis values and the seed, sizes as HEIGHTxWIDTH."""
+    values = {name: "x".join(map(str, v)) if isinstance(v, tuple) else v for name, v in point.values.items()}
+    return {**values, "seed": point.seed}
+
+
+def encode(values: Mapping[str, Any], history: Collection[Epoch], ended: float) -> bytes:
+    """An event file. values: of the HParams tab. ended: seconds since 1970, of the last epoch."""
+    from tensorboardX.record_writer import RecordWriter
+
+    with scratch() as folder:
+        path = folder / "events"
+        writer = RecordWriter(str(path))
+        for event in _events(values, history, ended):
+            writer.write(event.SerializeToString())
+        writer.close()
+        return path.read_bytes()
+
+
+def _events(values: Mapping[str, Any], history: Collection[Epoch], ended: float) -> Iterator[Any]:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import hparams, scalar
+
+    wall_time = ended - sum(epoch.train_s for epoch in history)
+    yield Event(wall_time=wall_time, file_version="brain.Event:2")
+    # without the summary of the whole experiment: TensorBoard then gathers axes and metrics from all the points
+    _, start, end = hparams(dict(values), {})
+    yield Event(wall_time=wall_time, summary=start)
+    for epoch in history:
+        wall_time += epoch.train_s
+        for name in _SCALARS:
+            yield Event(wall_time=wall_time, step=epoch.epoch, summary=scalar(name, getattr(epoch, name)))
+    yield Event(wall_time=wall_time, summary=end)

@@ -1,0 +1,1 @@
+"""One trial on one worker -> Result. Knows Keras, knows nothing of Ray."""
