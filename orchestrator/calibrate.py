@@ -23,7 +23,7 @@ from PIL import Image
 
 from orchestrator.dataset.cache import cache_folder, open_cache
 from orchestrator.dataset.index import Index, build_index
-from orchestrator.errors import BadInput, exit_on_bad_input
+from orchestrator.errors import BadInput, exit_on_bad_input, run_command
 from orchestrator.forecast import FIRST_GUESS, Pace
 from orchestrator.model import read_code
 from orchestrator.plan import Counts, Trial, clock, make_plan
@@ -201,6 +201,4 @@ def _make_images(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    app()
+    run_command(main)

@@ -39,7 +39,7 @@ from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.errors import BadInput, exit_at_once
+from orchestrator.errors import BadInput
 from orchestrator.forecast import trials_per_gpu
 from orchestrator.plan import Trial, label
 from orchestrator.result import Epoch, Result
@@ -176,12 +176,6 @@ def connect(resources: Resources, trial_mb: float = math.inf) -> Iterator[Cluste
             ray.shutdown()
         else:
             _ray_is_gone.set()
-
-
-def exit_past_ray(status: int) -> None:
-    """End this process at once where Ray is gone: Python's way out would call it once more, and wait. Else return."""
-    if _ray_is_gone.is_set():
-        exit_at_once(status)
 
 
 def _parts() -> tuple[Part, ...]:

@@ -28,7 +28,7 @@ from orchestrator.board import build_board, build_history, verdict
 from orchestrator.budget import Meter
 from orchestrator.calibrate import read_pace
 from orchestrator.dataset.index import Index, build_index, check_split, describe_bad
-from orchestrator.errors import BadInput, exit_at_once, exit_on_bad_input
+from orchestrator.errors import BadInput, exit_at_once, exit_on_bad_input, run_command
 from orchestrator.events import write_events
 from orchestrator.forecast import gpu_memory_mb, price
 from orchestrator.lease import Lease, refuse_if_held
@@ -532,11 +532,4 @@ def _signals(act: Callable[[], None]) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    try:
-        app()
-    except SystemExit as end:
-        if "orchestrator.fanout" in sys.modules:  # something was trained
-            sys.modules["orchestrator.fanout"].exit_past_ray(end.code or 0)
-        raise
+    run_command(main)

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from orchestrator import statistics
 from orchestrator.board import COLUMNS, build_history, by_config, compare, effects, facts, sort_board, verdict, where
-from orchestrator.errors import BadInput, exit_on_bad_input
+from orchestrator.errors import BadInput, exit_on_bad_input, run_command
 from orchestrator.run import BOARD, HISTORY, read_parquet
 from orchestrator.store import Missing, open_store
 
@@ -267,6 +267,4 @@ def console(stderr: bool = False) -> Console:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    app()
+    run_command(main)

@@ -26,7 +26,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from orchestrator import leaderboard
 from orchestrator.dataset.index import Index, build_index, describe_bad, open_shard
-from orchestrator.errors import BadInput, exit_on_bad_input
+from orchestrator.errors import BadInput, exit_on_bad_input, run_command
 from orchestrator.plan import many
 from orchestrator.spec import Data
 from orchestrator.store import Object, Store, StoreError, open_store
@@ -195,6 +195,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    app()
+    run_command(main)

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.dataset.index import IMAGE_SUFFIXES
-from orchestrator.errors import BadInput, exit_on_bad_input
+from orchestrator.errors import BadInput, exit_on_bad_input, run_command
 from orchestrator.leaderboard import console
 from orchestrator.result import Exported
 from orchestrator.run import BEST
@@ -199,6 +199,4 @@ def _print(found: Sequence[tuple[str, np.ndarray]], facts: Exported, format: For
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    app()
+    run_command(main)

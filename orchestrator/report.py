@@ -21,7 +21,7 @@ import pyarrow as pa
 import typer
 
 from orchestrator import __version__, board, leaderboard, statistics
-from orchestrator.errors import BadInput, exit_on_bad_input
+from orchestrator.errors import BadInput, exit_on_bad_input, run_command
 from orchestrator.result import now
 from orchestrator.run import BEST, DATASET, REPORT, SKIPPED, SPEC, VALIDATION, Run, read_parquet
 from orchestrator.store import open_store
@@ -187,6 +187,4 @@ def main(run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder: a p
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    app()
+    run_command(main)

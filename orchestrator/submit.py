@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.errors import BadInput, exit_on_bad_input
+from orchestrator.errors import BadInput, exit_on_bad_input, run_command
 from orchestrator.grid import INTERRUPTED, read_spec
 from orchestrator.spec import Spec
 
@@ -106,6 +106,4 @@ def _ways(job: str, address: str) -> str:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(main)
-    app()
+    run_command(main, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
