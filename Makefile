@@ -60,8 +60,13 @@ constraints: setup ## Pin the dependencies anew in constraints.txt (newest versi
 		--custom-compile-command "make constraints" --extra gpu --extra test --extra bench \
 		--output-file constraints.txt $(ARGS) pyproject.toml
 
-clean: ## Remove .venv and all that was built (runs/ stays)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+# A .venv without one of these marks was made by somebody else.
+ours = [[ -e $(VENV)/.installing || -e $(VENV)/.ready ]]
+
+clean: ## Remove .venv and all that was built here (runs/ stays)
+	if $(ours); then rm -rf $(VENV); fi
+	rm -rf build/jpegs build/jpegs.half batch_orchestrator.egg-info .pytest_cache .ruff_cache .hypothesis
+	rmdir build 2>/dev/null || true
 	find orchestrator jobs tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # $(call install,WHAT): `.installing` stands while pip works, so an environment that pip left half-made is never taken
@@ -113,8 +118,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 			echo "setup: $$python cannot make virtual environments; on Debian and Ubuntu: apt-get install python$$version-venv" >&2
 			exit 1
 		fi
+		if [[ -e $(VENV) ]] && ! $(ours); then
+			echo "setup: $(VENV) must be one that make has made, and has no pip: move it, or say VENV=another" >&2
+			exit 1
+		fi
 		echo "setup: making $(VENV) with $$("$$python" --version)"
 		rm -rf $(VENV)
+		mkdir $(VENV)
+		touch $(VENV)/.installing
 		"$$python" -m venv $(VENV)
 	fi
 	echo "setup: installing the pinned dependencies (3 GB, minutes the first time)"

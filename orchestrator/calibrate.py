@@ -1,15 +1,18 @@
 """Calibrate: `python -m orchestrator.calibrate` measures how fast this machine trains."""
 
+import contextlib
 import json
 import os
+import secrets
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from orchestrator.data.cache import cache_folder
-from orchestrator.driver.calibrate import FILE, measure
-from orchestrator.errors import BadInput, exit_on_bad_input
+from orchestrator.driver.calibrate import FILE, measure, read_pace
+from orchestrator.errors import BadInput, exit_on_bad_input, run_command
+from orchestrator.plan.forecast import FIRST_GUESS
 from orchestrator.words import clock
 
 
@@ -20,13 +23,18 @@ def main(
 ) -> None:
     """Measure how fast this machine trains, in about a minute, and keep it for the forecasts of --plan."""
     with exit_on_bad_input():
-        pace = measure(("float32", *(p.strip() for p in precisions.split(",") if p.strip() != "float32")))
         path = cache_folder() / FILE
+        if path.exists() and read_pace() is FIRST_GUESS:
+            raise BadInput(f"{path} must be a calibration, and is another file: move it, or set ORCHESTRATOR_CACHE_DIR")
+        pace = measure(("float32", *(p.strip() for p in precisions.split(",") if p.strip() != "float32")))
+        new = path.with_name(f".{FILE}.{secrets.token_hex(8)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(".new").write_text(json.dumps(asdict(pace), indent=1))
-            os.replace(path.with_suffix(".new"), path)
+            new.write_text(json.dumps(asdict(pace), indent=1))
+            os.replace(new, path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                new.unlink()
             raise BadInput(
                 f"{path.parent} must be writable: {error.strerror or error}; set ORCHESTRATOR_CACHE_DIR to another"
             ) from None
@@ -41,6 +49,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    app()
+    run_command(main)

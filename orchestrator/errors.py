@@ -1,4 +1,4 @@
-"""What may go wrong, and how a command ends. Pure.
+"""What may go wrong, and how a command ends.
 
 BadInput            something the person can mend: one line on stderr, exit 2, nothing written or lost
 └── StoreError      a store said no, or cannot be reached          (store.py)
@@ -11,8 +11,8 @@ Anything else that reaches the top is a bug of ours and keeps its traceback.
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 DONE, FAILED, USED_UP, INTERRUPTED = 0, 1, 3, 130
 
@@ -31,10 +31,39 @@ def exit_on_bad_input() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
+def run_command(main: Callable[..., None], **settings: Any) -> NoReturn:
+    """A module's `main` as a command, from its arguments to its exit status. settings: see typer.Typer.command.
+
+    Nothing is left to Python's own way out, which calls every library once more. A thread of one of them that wakes up
+    meanwhile (Arrow's let go of Python's buffers late) aborts a process that has done all its work.
+    """
+    import typer  # here, so that workers need none
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(**settings)(main)
+    status = 1
+    try:
+        try:
+            app()
+        except SystemExit as end:
+            status = end.code
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        if sys.stdout:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        status = status or 1  # as Typer has it, where it happens earlier
+    except OSError as error:
+        print(f"error: stdout must take what is written to it: {error.strerror or error}", file=sys.stderr)
+        status = status or 2
+    finally:
+        exit_at_once(status)
+
+
 def exit_at_once(status: int) -> NoReturn:
     """End this process as it stands: Python's own way out calls every library once more, and may wait for it."""
     try:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in filter(None, (sys.stdout, sys.stderr)):
             with contextlib.suppress(OSError, RuntimeError):  # nobody reads it any more, or it was just being written
                 stream.flush()
     finally:

@@ -10,7 +10,7 @@ import typer
 
 from orchestrator.driver.line import orchestrate, read_spec
 from orchestrator.driver.signals import on_signals
-from orchestrator.errors import INTERRUPTED, exit_at_once, exit_on_bad_input
+from orchestrator.errors import INTERRUPTED, exit_at_once, exit_on_bad_input, run_command
 from orchestrator.run.folder import KeepModels
 from orchestrator.terminal import make_console
 
@@ -66,11 +66,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    try:
-        app()
-    except SystemExit as end:
-        if "orchestrator.cluster.fanout" in sys.modules:  # something was trained
-            sys.modules["orchestrator.cluster.fanout"].exit_past_ray(end.code or 0)
-        raise
+    run_command(main)

@@ -17,7 +17,7 @@ from orchestrator.board.verdict import sentences
 from orchestrator.board.views import by_config, compare, effects, sort_board, verdict, where
 from orchestrator.display.opening import read_board, read_history, read_shared, run_names
 from orchestrator.display.table import as_csv, as_json, as_markdown, as_rich
-from orchestrator.errors import BadInput, exit_on_bad_input
+from orchestrator.errors import BadInput, exit_on_bad_input, run_command
 from orchestrator.terminal import make_console
 
 _WATCH_S = 2.0  # between two looks at a running board
@@ -94,6 +94,4 @@ def _with_note(view: pa.Table, note: str, width: int) -> Group:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    app()
+    run_command(main)

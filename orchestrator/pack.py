@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.data.pack import INTERRUPTED, pack
-from orchestrator.errors import exit_on_bad_input
+from orchestrator.errors import exit_on_bad_input, run_command
 from orchestrator.store import open_store
 from orchestrator.terminal import make_console
 
@@ -30,6 +30,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    app()
+    run_command(main)

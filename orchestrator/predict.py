@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.errors import exit_on_bad_input
+from orchestrator.errors import exit_on_bad_input, run_command
 from orchestrator.run.result import Exported
 from orchestrator.terminal import make_console
 from orchestrator.train.inference import find_pictures, predict, read_model
@@ -64,6 +64,4 @@ def _print(found: Sequence[tuple[str, np.ndarray]], facts: Exported, format: For
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    app()
+    run_command(main)

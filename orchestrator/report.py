@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.display.page import write_page
-from orchestrator.errors import exit_on_bad_input
+from orchestrator.errors import exit_on_bad_input, run_command
 from orchestrator.run.folder import Run
 from orchestrator.store import open_store
 
@@ -17,6 +17,4 @@ def main(run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder: a p
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    app()
+    run_command(main)

@@ -1,36 +1,61 @@
-"""Scratch: temporary folders that do not outlive their process for long, however it ends."""
+"""Scratch: temporary folders that do not outlive their process for long, however it ends.
+
+$TMPDIR/batch-orchestrator-<32 hex digits>/  with a file of the same name in it, the mark, and files/ for whoever asked.
+Whoever made it holds a lock on the folder from before the mark is there. What is marked and not locked is left over;
+nothing else is ever removed, whatever it is called.
+"""
 
 import contextlib
 import fcntl
 import os
+import re
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-_PREFIX = "orchestrator-"
+_PREFIX = "batch-orchestrator-"
 
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """A temporary folder, gone at the end. Its process holds it with a lock."""
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder, _locked(Path(folder)):
-        yield Path(folder)
+    """A temporary folder, gone at the end, or soon after it."""
+    folder = Path(tempfile.gettempdir(), f"{_PREFIX}{secrets.token_hex(16)}")
+    folder.mkdir(0o700)
+    with _opened(folder) as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # first the lock, then the mark: a sweep that looks in between finds no mark
+        (folder / "files").mkdir()
+        (folder / folder.name).touch()
+        try:
+            yield folder / "files"
+        finally:
+            _remove(folder, fd)
 
 
 def sweep() -> None:
-    """Remove what killed processes of this machine left behind: folders that nobody holds."""
+    """Remove what killed processes of this machine left behind."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError), _locked(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+        if re.fullmatch(f"{_PREFIX}[0-9a-f]{{32}}", folder.name):
+            with contextlib.suppress(OSError), _opened(folder) as fd:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if stat.S_ISREG(os.stat(folder.name, dir_fd=fd, follow_symlinks=False).st_mode):
+                    _remove(folder, fd)
+
+
+def _remove(folder: Path, fd: int) -> None:
+    """The mark goes last: what a killed process has half removed is still known."""
+    shutil.rmtree("files", ignore_errors=True, dir_fd=fd)
+    if os.listdir(fd) == [folder.name]:
+        os.unlink(folder.name, dir_fd=fd)
+        folder.rmdir()
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on the folder that ends with this process. Raises OSError where another holds it."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _opened(folder: Path) -> Iterator[int]:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        yield fd
     finally:
         os.close(fd)

@@ -687,7 +687,9 @@ class Folder(Store):
     def sweep(self) -> None:
         with self._explained("", "clear up"):
             for path in Path(self._root).rglob(".*.tmp"):
-                path.unlink(missing_ok=True)
+                # _put's, by 64 random bits: other programs name theirs otherwise, and a person does not
+                if re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name) and path.is_file() and not path.is_symlink():
+                    path.unlink(missing_ok=True)
 
     def delete(self, key: str) -> None:
         path = self._writable(key)

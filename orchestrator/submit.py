@@ -10,7 +10,7 @@ import typer
 
 from orchestrator.cluster.submit import command, follow
 from orchestrator.driver.line import read_spec
-from orchestrator.errors import BadInput, exit_on_bad_input
+from orchestrator.errors import BadInput, exit_on_bad_input, run_command
 
 
 def main(
@@ -47,6 +47,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(main)
-    app()
+    run_command(main, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

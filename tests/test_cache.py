@@ -336,3 +336,100 @@ class TestLimit:
         assert self.open_with(store, 0).bad == cache.bad
         assert store.reads == reads
         assert not list(caches.rglob("images.u8"))
+
+
+DIGITS = "0123456789abcdef" * 2
+THEIRS = {  # beside our caches, and none of ours, however alike
+    "thesis/thesis.txt": "precious",
+    "mine.half/thesis.txt": "precious",
+    "mine.damaged/thesis.txt": "precious",
+    "mine.lock": "held by somebody",
+    "pets/images.u8": "precious",
+    f"{DIGITS}/thesis.txt": "precious",
+    f"{DIGITS[::-1]}/meta.json": '{"bad": "weather"}',
+    f"{'a' * 32}/meta.json": '{"crc32": 1, "bad": {}}',
+    f"{'a' * 32}/thesis.txt": "precious",
+    f"{'b' * 32}/images.u8": "precious",
+    f"{'c' * 32}.half/thesis.txt": "precious",
+    f"{'d' * 32}.damaged/thesis.txt": "precious",
+    f"{'d' * 32}.damaged/images.u8": "precious",
+    f"{'e' * 31}.half/images.u8": "precious",
+    "elsewhere/images.u8": "precious",
+    "elsewhere/meta.json": '{"crc32": 1, "bad": {}}',
+}
+
+
+class TestOthers:
+    """ORCHESTRATOR_CACHE_DIR may be any folder: a home, or that of the images."""
+
+    @pytest.fixture
+    def theirs(self, caches: Path) -> dict[Path, str]:
+        """Lies where the caches go."""
+        files = {caches / name: text for name, text in THEIRS.items()}
+        for path, text in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        for name in (DIGITS.replace("0", "f"), f"{'f' * 32}.half", f"{'f' * 32}.damaged"):
+            (caches / name).symlink_to(caches / "elsewhere")
+        return files
+
+    def cache_of(self, store: Store, caches: Path, side: int) -> Path:
+        """A cache alone: whatever lies beside it that can be proven ours makes room for it."""
+        before = set(caches.glob("*"))
+        size = (side, side)
+        open_cache(
+            index_of(store), store, Data(uri=store.uri, image_size=size, cache_limit_gb=40 * side * side * 3 / 1e9)
+        )
+        (folder,) = (path for path in set(caches.iterdir()) - before if path.is_dir())
+        return folder
+
+    def test_what_others_made_stays_and_does_not_count(
+        self, store: Counting, caches: Path, theirs: dict[Path, str]
+    ) -> None:
+        """Where there is room for one cache, each makes room for the next; nothing else goes, is locked or measured."""
+        before = set(caches.rglob("*"))
+        first = self.cache_of(store, caches, 24)
+        last = self.cache_of(store, caches, 25)
+        assert not first.exists()
+        ours = {last, last / "images.u8", last / "meta.json", *(f.with_suffix(".lock") for f in (first, last))}
+        assert set(caches.rglob("*")) == before | ours
+        assert {path: path.read_text() for path in theirs} == theirs
+
+    def test_those_of_older_versions_go(self, store: Counting, caches: Path) -> None:
+        """Whole, half-made and damaged ones, and one of which the removal broke off."""
+        old = {
+            f"{DIGITS}/meta.json": '{"crc32": 1, "bad": {}, "shape": [1, 8, 8, 3]}',
+            f"{DIGITS}/images.u8": "x" * 192,
+            f"{'a' * 32}-checked/meta.json": '{"crc32": null, "bad": {"3": "no image"}}',
+            f"{'b' * 32}/meta.json": '{"crc32": 1, "bad": {}}',
+            f"{'c' * 32}.half/images.u8": "x",
+            f"{'d' * 32}.damaged/images.u8": "x",
+            f"{'d' * 32}.damaged/meta.json": "[1",
+        }
+        for name, text in old.items():
+            (caches / name).parent.mkdir(parents=True, exist_ok=True)
+            (caches / name).write_text(text)
+            if name.endswith("meta.json"):
+                os.utime(caches / name, (1, 1))
+        last = self.cache_of(store, caches, 24)
+        assert [path for path in caches.iterdir() if path.is_dir()] == [last]
+
+    def test_what_was_put_into_a_cache_stays(self, store: Counting, caches: Path) -> None:
+        """It is then none of ours any more: it stays whole, also where it is damaged and made anew."""
+        noted = self.cache_of(store, caches, 24)
+        (noted / "notes.txt").write_text("mine")
+        (noted / "images.u8").unlink()
+        assert self.cache_of(store, caches, 25) != noted
+        assert {path.name for path in noted.iterdir()} == {"meta.json", "notes.txt"}
+        open_it(store, (24, 24))
+        assert (noted.with_suffix(".damaged") / "notes.txt").read_text() == "mine"
+
+    def test_in_the_folder_of_the_images(self, store: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its classes stay."""
+        monkeypatch.setenv("ORCHESTRATOR_CACHE_DIR", store.uri)
+        index, before = index_of(store), {path: path.read_bytes() for path in Path(store.uri).rglob("*.png")}
+        for side in (24, 25):
+            data = Data(uri=store.uri, image_size=(side, side), cache_limit_gb=40 * side * side * 3 / 1e9)
+            open_cache(index, store, data)
+        assert {path: path.read_bytes() for path in Path(store.uri).rglob("*.png")} == before
+        assert len(before) == 40

@@ -97,3 +97,19 @@ def test_a_point_is_written_anew_only_where_the_grid_gained_an_axis(tmp_path: Pa
     write_events(run, [Point("p", "t", {**point.values, "dropout": 0.5}, 0, 1)], results, run.list_events())
     (second,) = (tmp_path / "events" / "p").iterdir()
     assert second.name != first.name
+
+
+def test_what_a_person_put_beside_them_stays(tmp_path: Path) -> None:
+    """Also events of another program; only files with the names that ours have are replaced."""
+    run = Run(open_store(str(tmp_path), create=True))
+    epoch = Epoch(epoch=1, loss=1.0, accuracy=0.5, val_loss=1.0, val_accuracy=0.5, train_s=1.0, images_per_s=20.0)
+    results = {"t": Result(trial_id="t", status="ok", epochs=1, history=[epoch])}
+    theirs = ["notes.txt", "p/notes.txt", "p/events.out.tfevents.1700000000.host", "p/plugins/profile/trace"]
+    for name in theirs:
+        (tmp_path / "events" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "events" / name).write_text("mine")
+    for values in ({"batch_size": 3}, {"batch_size": 3, "dropout": 0.5}):
+        write_events(run, [Point("p", "t", values, 0, 1)], results, run.list_events())
+    (name,) = run.list_events()["p"]
+    found = {str(path.relative_to(tmp_path / "events")) for path in (tmp_path / "events").rglob("*") if path.is_file()}
+    assert found == {*theirs, f"p/{name}"}

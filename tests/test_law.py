@@ -155,6 +155,7 @@ def test_training_knows_nothing_of_the_cluster(room: str) -> None:
 
 RUN = """
 import contextlib, io, os, runpy, sys
+os._exit = sys.exit  # or nobody would be left to look
 out = io.StringIO()
 if sys.argv[1] == "orchestrator":
     import orchestrator

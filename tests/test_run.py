@@ -164,6 +164,42 @@ def test_tidying_puts_damaged_tables_aside_and_deletes_what_is_half_written(run:
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "damaged"]
 
 
+def test_what_a_person_put_into_the_folder_stays(run: Run, folder: Path):
+    """Beside ours and among ours: hidden files, results of something else, links and what they lead to."""
+    run.write_result(result(2))
+    ours = {path for path in folder.rglob("*") if path.is_file()}
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    (outside / ".0123456789abcdef.tmp").write_text("mine")
+    theirs = [
+        ".notes.tmp",
+        ".0123456789abcdef0.tmp",
+        "checkpoints/.thesis.tmp",
+        "models/.0123456789ABCDEF.tmp",
+        "models/.cache.tmp/model.bin",
+        "models/.fedcba9876543210.tmp/model.bin",
+        "trials/notes.json",
+        "trials/abc-2.json.bak",
+        "trials/abc-2.txt",
+        "events/notes.txt",
+        "events/abc/notes.txt",
+        "mine/abc-2.json",
+    ]
+    for name in theirs:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    (folder / "checkpoints" / "outside").symlink_to(outside)
+    (folder / "models" / ".0000000000000000.tmp").symlink_to(outside / ".0123456789abcdef.tmp")
+    (folder / "checkpoints" / ".0123456789abcdef.tmp").write_bytes(b"half")
+    assert run.tidy() == []
+    assert set(run.read_results()) == {"abc"}
+    assert run.list_events() == {}
+    assert (outside / ".0123456789abcdef.tmp").read_text() == "mine"
+    links = {folder / "checkpoints" / "outside", folder / "models" / ".0000000000000000.tmp"}
+    found = {path for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
+    assert found == ours | links | {folder / name for name in theirs}
+
+
 @pytest.mark.parametrize("damage", [pa.table({"abc": ["a\x7f"]}), pa.table({"a\x7f": ["abc"]})])
 def test_a_table_with_a_text_or_a_name_that_is_not_unicode_is_damaged(run: Run, damage: pa.Table):
     """Arrow reads both without a word, or not at all."""

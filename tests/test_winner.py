@@ -156,6 +156,27 @@ def test_points_with_the_same_weights_share_a_model(run: Run) -> None:
     assert run.read_model("best").point_id == first(spec, plan, results).id
 
 
+def test_models_that_a_person_put_there_stay(run: Run, tmp_path: Path) -> None:
+    """Copies of ours under other names, and whatever else lies there; only candidates that were beaten go."""
+    spec, plan = planned()
+    small, large = by_size(plan)
+    results = {small.id: result(small, 0.9, 0.9), large.id: result(large, 0.5, 0.5)}
+    beaten = point(plan, 10, 2)
+    put(run, "candidates/mine", beaten, 2)
+    put(run, "mine", beaten, 2)
+    run.store.write(f"models/candidates/{beaten.id}.txt", b"mine")
+    run.store.write("models/candidates/notes.json", b"mine")
+    run.store.write("models/notes.json", b"mine")
+    theirs = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    put(run, f"candidates/{beaten.id}", beaten, 2)
+    put(run, f"candidates/{point(plan, 5, 1).id}", point(plan, 5, 1), 1)
+    assert place(run, spec, plan, results) == ()
+    found = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    best = {"best.json", "best.keras", "best-validation.parquet"}
+    assert {path.name for path in found.keys() - theirs} == best
+    assert {path: found[path] for path in theirs} == theirs
+
+
 def test_without_a_result_or_without_models_nothing_happens(run: Run) -> None:
     """No point is ok yet, or the person wants no models."""
     spec, plan = planned()

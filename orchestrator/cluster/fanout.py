@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from orchestrator.errors import BadInput, exit_at_once
+from orchestrator.errors import BadInput
 from orchestrator.plan.forecast import trials_per_gpu
 from orchestrator.plan.points import Trial
 from orchestrator.run.context import WorkerContext
@@ -177,12 +177,6 @@ def connect(resources: Resources, trial_mb: float = math.inf) -> Iterator[Cluste
             ray.shutdown()
         else:
             _ray_is_gone.set()
-
-
-def exit_past_ray(status: int) -> None:
-    """End this process at once where Ray is gone: Python's way out would call it once more, and wait. Else return."""
-    if _ray_is_gone.is_set():
-        exit_at_once(status)
 
 
 def _parts() -> tuple[Part, ...]:

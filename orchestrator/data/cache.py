@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import zlib
 from collections.abc import Callable
@@ -20,7 +21,9 @@ from orchestrator.spec.sections import Data, is_streamed
 from orchestrator.store import Store
 
 _FORMAT = 1  # a new number where the same image would decode to other pixels
-_DAMAGED = ".damaged"
+_HALF, _DAMAGED = ".half", ".damaged"
+_NAME = re.compile(rf"[0-9a-f]{{32}}(-checked)?({_HALF}|{_DAMAGED})?")
+_FILES = ("images.u8", "meta.json")  # they go in this order: what is half removed still has what tells whose it is
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,10 @@ def _open(folder: Path, shape: tuple[int, ...] | None) -> Cache | None:
 def _build(
     folder: Path, shape: tuple[int, ...] | None, index: Index, store: Store, data: Data, say: Callable[[str], None]
 ) -> None:
-    half, damaged = folder.with_suffix(".half"), folder.with_suffix(_DAMAGED)
-    shutil.rmtree(half, ignore_errors=True)
+    half, damaged = folder.with_suffix(_HALF), folder.with_suffix(_DAMAGED)
+    _remove(half)
     if folder.exists():
-        shutil.rmtree(damaged, ignore_errors=True)
+        _remove(damaged)
         os.replace(folder, damaged)
         say(f"the cache {folder} on {platform.node()} was damaged: it is in {damaged} now, and is made anew")
     if shape is not None:
@@ -107,7 +110,7 @@ def _build(
     try:
         _fill(half, shape, index, store, data)
     except BaseException:
-        shutil.rmtree(half, ignore_errors=True)  # on a full disk, its place is needed
+        _remove(half)  # on a full disk, its place is needed
         raise
     os.replace(half, folder)
 
@@ -134,19 +137,21 @@ def _fill(half: Path, shape: tuple[int, ...] | None, index: Index, store: Store,
 def _make_room(parent: Path, size_bytes: int, limit_gb: float) -> None:
     """Where all caches together would be more than limit_gb, those go that were unused for longest. Raises BadInput.
 
-    Damaged ones go first, on a full disk too; what killed builders left half-made goes in any case.
+    Damaged ones go first, on a full disk too; what killed builders left half-made goes in any case. What else lies in
+    the folder is none of ours: it neither goes nor counts.
     """
-    for half in parent.glob("*.half"):
+    ours = [folder for folder in parent.iterdir() if _is_ours(folder)]
+    for half in (folder for folder in ours if folder.suffix == _HALF):
         with contextlib.suppress(Timeout, OSError), FileLock(half.with_suffix(".lock"), timeout=0):
-            shutil.rmtree(half, ignore_errors=True)
-    found = [folder for folder in parent.iterdir() if folder.is_dir() and folder.suffix != ".half"]
+            _remove(half)
+    found = [folder for folder in ours if folder.suffix != _HALF]
     caches = sorted((folder.suffix != _DAMAGED, _used_at(folder), folder) for folder in found)
     sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in found}
     for whole, _, folder in caches:
         fits = sum(sizes.values()) + size_bytes <= limit_gb * 1e9
         if fits and (whole or shutil.disk_usage(parent).free >= size_bytes):
             break
-        shutil.rmtree(folder, ignore_errors=True)  # a trial that reads it keeps its pages until it ends
+        _remove(folder)  # a trial that reads it keeps its pages until it ends
         del sizes[folder]
     free_bytes = shutil.disk_usage(parent).free
     if size_bytes > free_bytes:
@@ -155,6 +160,28 @@ def _make_room(parent: Path, size_bytes: int, limit_gb: float) -> None:
             f"{free_bytes / 1e6:.0f} MB: free some, set ORCHESTRATOR_CACHE_DIR to another, or stream them anew each "
             f"epoch with --set data.cache_limit_gb=0"
         )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether this package made the folder: its name, and all that it holds, say so."""
+    try:
+        if not _NAME.fullmatch(folder.name) or folder.is_symlink() or {*os.listdir(folder)} - {*_FILES}:
+            return False
+        if not folder.suffix:
+            meta = json.loads((folder / "meta.json").read_text())
+            return isinstance(meta["bad"], dict) and "crc32" in meta
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return True
+
+
+def _remove(folder: Path) -> None:
+    """Remove a cache, a half or a damaged one; nothing where it is not ours, or cannot be removed."""
+    if _is_ours(folder):
+        with contextlib.suppress(OSError):
+            for name in _FILES:
+                (folder / name).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def _used_at(folder: Path) -> float:

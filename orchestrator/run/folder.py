@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import platform
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -75,7 +76,7 @@ class Run:
     def read_results(self) -> dict[str, Result]:
         """Trial id -> its longest result. Damaged files are put aside."""
         found: dict[str, Result] = {}
-        objects = [o for o in self.store.list("trials/") if o.key.endswith(".json")]
+        objects = [o for o in self.store.list("trials/") if re.fullmatch(r"trials/[^/]+-[0-9]+\.json", o.key)]
         for o, data in zip(objects, self.store.read_many(objects), strict=True):
             try:
                 result = Result.unsealed(data)
@@ -156,11 +157,11 @@ class Run:
         self.store.delete_many([f"models/{name}{end}" for name in names for end in (".keras", "-validation.parquet")])
 
     def list_events(self) -> dict[str, list[str]]:
-        """Point -> names of its files with TensorBoard's events."""
+        """Point -> names of its files with TensorBoard's events; what else lies there is none of ours."""
         found: dict[str, list[str]] = {}
         for o in self.store.list("events"):
-            _, point_id, name = o.key.split("/", 2)
-            found.setdefault(point_id, []).append(name)
+            if match := re.fullmatch(r"events/([^/]+)/(events\.out\.tfevents\.[0-9a-f]{8})", o.key):
+                found.setdefault(match[1], []).append(match[2])
         return found
 
     def replace_events(self, point_id: str, old: Collection[str], name: str, data: bytes) -> None:

@@ -51,7 +51,7 @@ def log_points(
     with _client(uri) as client:
         found = client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else client.create_experiment(name)
-        there = dict(_logged(client, experiment))
+        there = dict(_logged(client, experiment, run.store.uri))
         new = [point for point in points if point.id not in there]
         for point in new:
             there[point.id] = _log_point(client, experiment, run, plan, point, results[point.trial_id])
@@ -70,15 +70,17 @@ def log_points(
     return len(new)
 
 
-def _logged(client: "MlflowClient", experiment: str) -> Iterator[tuple[str, tuple[str, Mapping[str, str]]]]:
-    """Point -> (MLflow run, its tags), of the points logged whole. Those half logged are deleted."""
+def _logged(
+    client: "MlflowClient", experiment: str, folder: str
+) -> Iterator[tuple[str, tuple[str, Mapping[str, str]]]]:
+    """Point -> (MLflow run, its tags), of the points logged whole. Those half logged from this folder are deleted."""
     token = None
     while True:
         page = client.search_runs([experiment], max_results=1000, page_token=token)
         for each in page:
             if (point_id := each.data.tags.get(POINT)) and each.info.status == "FINISHED":
                 yield point_id, (each.info.run_id, each.data.tags)
-            elif point_id:
+            elif point_id and each.data.tags.get(RUN) == folder:  # another's may be at it
                 client.delete_run(each.info.run_id)
         token = page.token
         if not token:

@@ -201,7 +201,7 @@ def clean(driver: Driver) -> None:
     """Nothing of the driver runs any more, and neither it nor those before it left anything in its temporary folder."""
     left = gone(driver.mark)
     assert left == [], [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left]
-    assert list(Path(driver.temporary).glob("orchestrator-*")) == []
+    assert list(Path(driver.temporary).glob("*orchestrator-*")) == []
 
 
 def seed() -> int:
