@@ -113,6 +113,9 @@ def orchestrate(
             f"{run.store.uri} holds a run whose trials share other settings ({'; '.join(changed)}): "
             f"give this one another --name, or set them back"
         )
+    console = leaderboard.console(stderr=as_json)
+    if not (plan_only or takeover):
+        refuse_if_held(run.store, console.out)  # before the results are read: some may come until then
     gathered = _Gathered(run, plan, run.read_results(), spec, keep)
     stands = standing(plan, gathered.done, before["points"] if before else ())
     if plan_only:
@@ -126,16 +129,14 @@ def orchestrate(
 
     if mlflow:
         tracking.check(mlflow)
-    console = leaderboard.console(stderr=as_json)
     interrupted = False
     work = Work(spec, index, images, run, keep)
     try:
         if remaining(plan, gathered.done):
             interrupted = _train(work, plan, gathered, takeover, console)
         else:
-            if not takeover:
-                refuse_if_held(run.store)
-            with _signals(gathered.interrupt), Lease(run.store, gathered.kill.set, takeover) as gathered.lease:
+            lease = Lease(run.store, gathered.kill.set, takeover, console.out)
+            with _signals(gathered.interrupt), lease as gathered.lease:
                 _take(run, keep, gathered.lease, console)
                 run.write_plan(to_yaml(spec), plan.shared, [point.id for point in plan.points])
                 _finish(work, plan, gathered, None, console)
@@ -156,8 +157,6 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
     """Train what remains, and write the tables while results land. Returns whether it was interrupted."""
     from orchestrator import fanout  # here, so that --plan and a finished run load no Ray
 
-    if not takeover:
-        refuse_if_held(work.run.store)
     todo = remaining(plan, gathered.done)
     alike = {(trial.values.get("batch_size"), trial.values.get("image_size")): trial.values for trial in todo}
     trial_mb = max(gpu_memory_mb(settle(work.spec, values), plan.counts) for values in alike.values())
@@ -170,9 +169,12 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
         def begin(unreadable: Mapping[int, str]) -> None:
             """The data and the model will do: take the run folder."""
             skipped = _skipped(work.index, unreadable, work.spec)
-            gathered.lease = held.enter_context(Lease(work.run.store, gathered.kill.set, takeover))
+            gathered.lease = held.enter_context(Lease(work.run.store, gathered.kill.set, takeover, console.out))
             _take(work.run, work.keep, gathered.lease, console)
+            before = len(gathered.done)
             gathered.take(work.run.read_results())  # another driver may have been at work until now
+            if found := len(gathered.done) - before:
+                console.out(f"{many(found, 'trial')} done by another driver meanwhile: not trained again")
             work.run.write_plan(to_yaml(work.spec), plan.shared, [point.id for point in plan.points])
             work.run.write_dataset(_facts(work.index, unreadable, work.spec))
             if skipped:
@@ -200,7 +202,9 @@ def _train(work: Work, plan: Plan, gathered: "_Gathered", takeover: bool, consol
 def _take(run: Run, keep: Keep, lease: Lease, console: Console) -> None:
     """The run folder is ours: put it in order, and say what the person should know of it."""
     if not lease.exclusive:
-        console.out(f"{run.store.uri} knows no conditional writes: see to it that only one driver at a time writes it")
+        console.out(
+            f"{run.store.uri} knows no conditional writes that hold: see to it that only one driver at a time writes it"
+        )
     for aside in run.tidy(keep):
         console.out(f"a table was damaged, and is made anew; what was there is in {aside}")
 
@@ -243,10 +247,12 @@ class _Again:
     def started(self, trial_id: str) -> None:
         self._console.out(f"models: training {trial_id} again")
 
-    def ready(self, trial_id: str, behind: float, unreadable: Mapping[int, str]) -> None:
+    def ready(self, trial_id: str, behind: float) -> None:
         pass
 
-    def may_start(self, trial: Trial, behind: float, node_type: str | None, node_share: float) -> bool:
+    def may_start(
+        self, trial: Trial, behind: float, unreadable: Mapping[int, str], node_type: str | None, node_share: float
+    ) -> bool:
         return True
 
     def over(self) -> bool:
@@ -315,8 +321,7 @@ class _Gathered:
         self._write_if_due()
         self.progress.started(trial_id)
 
-    def ready(self, trial_id: str, behind: float, unreadable: Mapping[int, str]) -> None:
-        self.take_folder(unreadable)
+    def ready(self, trial_id: str, behind: float) -> None:
         self.progress.ready(trial_id, behind)
 
     def take_folder(self, unreadable: Mapping[int, str]) -> None:
@@ -336,7 +341,9 @@ class _Gathered:
         else:
             self.ended(Result(trial_id=trial.id, status="failed", epochs=trial.milestones[-1], error=why))
 
-    def may_start(self, trial: Trial, behind: float, node_type: str | None, node_share: float) -> bool:
+    def may_start(
+        self, trial: Trial, behind: float, unreadable: Mapping[int, str], node_type: str | None, node_share: float
+    ) -> bool:
         usd = price(self._spec.resources, node_type)
         if usd is None and self._spec.budget.max_usd is not None:
             self.refusal = (
@@ -344,6 +351,10 @@ class _Gathered:
                 f"resources.usd_per_hour, or budget.max_hours instead"
             )
             self.kill.set()
+            return False
+        self.take_folder(unreadable)
+        if self.done.get(trial.id, 0) >= trial.milestones[-1]:
+            self.ended(self.results[trial.id])
             return False
         rate = (usd or 0.0) * node_share / 3600
         starts = self._meter.start(trial.id, time.monotonic(), self.progress.expected_s(trial.id, behind), rate)
