@@ -60,6 +60,12 @@ CREDENTIAL_TTL = timedelta(minutes=9)
 
 # where an answer broke off or never came, which obstore tells in its debug text alone; and AWS's clash of two writes
 _TRANSIENT = r"kind: (Interrupted|Timeout)|ConditionalRequestConflict"
+# all that passes, where obstore is not to send again by itself
+_PASSING = rf"{_TRANSIENT}|kind: (Connect|Request)|status code: (429|500|502|503|504)"
+# 400 and 405 come with that code, or in Backblaze's words
+_UNKNOWN = r"status code: 501|<Code>NotImplemented</Code>|Unsupported header"
+_ETAG_FORMS = ('"{}"', "{}")  # AWS takes both, Ceph's RADOS Gateway 16.2 the bare one alone
+_NO_VERSION = "0" * 32
 
 _KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 _NO_KEYS = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`"
@@ -123,7 +129,7 @@ class Store(ABC):
     """
 
     uri: str
-    conditional = True  # False once conditional writes are known not to hold: they are then a look and a plain write
+    conditional = True  # False once some condition is known not to hold: its writes are then a look and a plain write
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[Object]:
@@ -163,6 +169,13 @@ class Store(ABC):
     @abstractmethod
     def replace_if_unchanged(self, key: str, data: bytes, version: str) -> str | None:
         """Replace the object if it is still `version` and return the new one; None if it has changed or is gone."""
+
+    def try_conditions(self, key: str, data: bytes, version: str) -> str | None:
+        """Find out, on an object of one's own, which conditions of writes hold: `conditional` is right from then on.
+
+        Returns the object's version now, which holds `data`; None if it was not `version` any more.
+        """
+        return self.replace_if_unchanged(key, data, version)
 
     @abstractmethod
     def delete(self, key: str) -> None:
@@ -365,7 +378,7 @@ def explain(error: Exception, where: str, action: str, endpoint: str | None = No
     return StoreError(f"{where}: {action} failed: {cause}; {hint}")
 
 
-def _attempts(client: Any) -> Iterator[contextlib.AbstractContextManager[None]]:
+def _attempts(client: Any, passing: str = _TRANSIENT) -> Iterator[contextlib.AbstractContextManager[None]]:
     """What to leave early once an attempt succeeds: `for attempt in _attempts(client): with attempt: return ...`.
 
     obstore sends again what was refused for now, and reads on where an object's body breaks off. It leaves to us a
@@ -383,7 +396,7 @@ def _attempts(client: Any) -> Iterator[contextlib.AbstractContextManager[None]]:
         except BaseError as error:
             now = time.monotonic()
             deadline = min(deadline, now + limits["retry_timeout"].total_seconds())  # from the first failure on
-            if not left or now > deadline or not re.search(_TRANSIENT, str(error)):
+            if not left or now > deadline or not re.search(passing, str(error)):
                 raise
 
     while True:
@@ -401,6 +414,7 @@ class Bucket(Store):
         self._scheme, _, rest = uri.partition("://")
         self._bucket, _, prefix = rest.partition("/")
         self._root = f"{prefix}/" if prefix else ""
+        self._creates, self._etag_forms = True, _ETAG_FORMS  # until known better: what If-None-Match and If-Match do
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Bucket, (self.uri, self._endpoint, self._region)
@@ -408,6 +422,11 @@ class Bucket(Store):
     @cached_property
     def _client(self) -> Any:
         return self._connect(PATIENT, PATIENT_RETRY)
+
+    @cached_property
+    def _asking(self) -> Any:
+        """For conditional writes: obstore would send what is not implemented again and again, for a minute."""
+        return self._connect(PATIENT, PATIENT_RETRY | {"max_retries": 0})
 
     def _connect(self, client_options: dict[str, Any], retry_config: dict[str, Any]) -> Any:
         options: dict[str, Any] = {"client_options": client_options, "retry_config": retry_config}
@@ -485,43 +504,68 @@ class Bucket(Store):
         with self._explained(key, "write"):
             return self._version(obstore.put(self._client, path, data, tags=tags))
 
+    @property
+    def conditional(self) -> bool:  # type: ignore[override]
+        return self._creates and bool(self._etag_forms)
+
     def write_if_absent(self, key: str, data: bytes) -> str | None:
+        for _ in range(3 * self._creates):
+            version = self._put_if(key, data, "write if absent", "create")
+            if version or (version is None and self.exists(key)):
+                return version
+            if version is not None:
+                break
+        self._creates = False  # unknown there, or refused though there is nothing
+        return None if self.exists(key) else self.write(key, data)
+
+    def replace_if_unchanged(self, key: str, data: bytes, version: str) -> str | None:
+        while self._etag_forms:
+            expected = {"e_tag": self._etag_forms[0].format(version), "version": version}
+            written = self._put_if(key, data, "replace", expected)
+            if written or (written is None and self._current(key) != version):
+                return written
+            self._etag_forms = self._etag_forms[1:] if written is None else ()
+        return self.write(key, data) if self._current(key) == version else None
+
+    def try_conditions(self, key: str, data: bytes, version: str) -> str | None:
+        now = self.replace_if_unchanged(key, data, version)
+        if now is None or self._scheme != "s3":  # Google's and Microsoft's hold
+            return now
+        while self._etag_forms:
+            never = {"e_tag": self._etag_forms[0].format(_NO_VERSION)}
+            if not (ignored := self._put_if(key, data, "replace", never)):
+                break
+            self._etag_forms = self._etag_forms[1:]
+            if (now := self.replace_if_unchanged(key, data, ignored)) is None:
+                return None
+        if self._creates and (ignored := self._put_if(key, data, "write if absent", "create")) is not None:
+            self._creates, now = False, ignored or now
+        return now
+
+    def _put_if(self, key: str, data: bytes, action: str, condition: str | dict[str, str]) -> str | None:
+        """Write in one request; returns None where the condition was refused, "" where the store knows none such."""
         path = self._path(key)
-        if self.conditional:
-            with self._explained(key, "write if absent"), self._conditions():
-                for attempt in _attempts(self._client):
+        with self._explained(key, action):
+            try:
+                for attempt in _attempts(self._client, _PASSING):
                     with attempt:
                         try:
-                            return self._version(obstore.put(self._client, path, data, mode="create"))
-                        except AlreadyExistsError as error:
+                            return self._version(obstore.put(self._asking, path, data, mode=condition))
+                        except (AlreadyExistsError, PreconditionError) as error:
                             # AWS: another write of this key is under way, and may yet fail
                             if "ConditionalRequestConflict" not in str(error):
                                 return None
                             raise
-        return None if self.exists(key) else self.write(key, data)
+            except BaseError as error:
+                if not re.search(_UNKNOWN, str(error)):
+                    raise
+        return ""
 
-    def replace_if_unchanged(self, key: str, data: bytes, version: str) -> str | None:
-        path, expected = self._path(key), {"e_tag": f'"{version}"', "version": version}
-        try:
-            if self.conditional:
-                with self._explained(key, "replace"), self._conditions():
-                    try:
-                        return self._version(obstore.put(self._client, path, data, mode=expected))
-                    except PreconditionError:
-                        return None
-            return self.write(key, data) if self.read_versioned(key)[1] == version else None
-        except Missing:
-            return None
-
-    @contextlib.contextmanager
-    def _conditions(self) -> Iterator[None]:
-        """Leaves the block early where the store answers that it knows no conditional writes, and remembers it."""
-        try:
-            yield
-        except BaseError as error:
-            if "status code: 501" not in str(error):
-                raise
-            self.conditional = False
+    def _current(self, key: str) -> str | None:
+        path = self._path(key)
+        with contextlib.suppress(Missing), self._explained(key, "look-up"):
+            return self._version(obstore.head(self._client, path))
+        return None
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -532,11 +576,7 @@ class Bucket(Store):
                     return
 
     def exists(self, key: str) -> bool:
-        path = self._path(key)
-        with contextlib.suppress(Missing), self._explained(key, "look-up"):
-            obstore.head(self._client, path)
-            return True
-        return False
+        return self._current(key) is not None
 
     def check(self) -> None:
         next(self._list(self._connect(BRISK, BRISK_RETRY), ""), None)
