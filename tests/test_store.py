@@ -15,9 +15,11 @@ import pytest
 from botocore.exceptions import UnauthorizedSSOTokenError
 from obstore.auth.boto3 import Boto3CredentialProvider
 
-from orchestrator import store as room
 from orchestrator.errors import BadInput
-from orchestrator.store import Changed, Missing, Object, Store, StoreError, explain, one_line, open_store, unaddressable
+from orchestrator.store import Changed, Missing, Object, Store, StoreError, one_line, open_store
+from orchestrator.store import bucket as room
+from orchestrator.store.hints import explain
+from orchestrator.store.interface import unaddressable
 
 ODD_KEYS = [
     "a b/c d.jpg",
