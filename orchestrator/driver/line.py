@@ -187,9 +187,9 @@ def _place_models(
     from orchestrator.cluster import fanout  # here, so that a finished run loads no Ray
 
     with contextlib.nullcontext(cluster) if cluster else fanout.connect(work.spec.resources) as cluster:
-        again = RetrainingWatch(gathered.results, console)
+        again, models_only = RetrainingWatch(gathered.results, console), dataclasses.replace(work, models_only=True)
         try:
-            fanout.fan_out(dataclasses.replace(work, again=True), cluster, todo, again, gathered.stop, gathered.kill)
+            fanout.fan_out(models_only, cluster, todo, again, gathered.stop, gathered.kill)
         except BadInput as error:  # the board is whole without
             console.out(f"models: {error}")
     if not gathered.stop.is_set() and gathered.lease.holds() and (left := place()):
