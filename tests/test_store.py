@@ -17,7 +17,6 @@ from obstore.auth.boto3 import Boto3CredentialProvider
 
 from orchestrator.errors import BadInput
 from orchestrator.store import Changed, Missing, Object, Store, StoreError, one_line, open_store
-from orchestrator.store import bucket as room
 from orchestrator.store.hints import explain
 from orchestrator.store.interface import unaddressable
 
@@ -308,7 +307,7 @@ class TestFolder:
         """A sample is read like any folder, refuses writes, and an unknown name lists those there are."""
         (tmp_path / "shirts").mkdir()
         (tmp_path / "shirts" / "a").write_bytes(b"x")
-        monkeypatch.setattr(room, "SAMPLES", tmp_path)
+        monkeypatch.setattr("orchestrator.store.folder.SAMPLES", tmp_path)
         store = pickle.loads(pickle.dumps(open_store("sample://shirts")))
         assert (store.uri, store.read("a")) == ("sample://shirts", b"x")
         for write in (lambda: store.write("b", b""), lambda: store.delete("a")):

@@ -138,7 +138,7 @@ class Exporter:
             epochs=point.epochs,
             epoch=epoch.epoch,
             metric=spec.metric,
-            metrics={name: getattr(epoch, name) for name in ("val_accuracy", "val_loss", "accuracy", "loss")},
+            metrics=epoch.metrics,
             weights=digest,
             index_digest=self._context.index.digest,
             spec=spec.model_dump(mode="json"),

@@ -29,8 +29,9 @@ _Step = Callable[[tf.Tensor, tf.Tensor], None]
 
 
 class Sums(NamedTuple):
-    """Sums over images: of their losses, regularisation included, of those classified correctly, of the images."""
+    """Sums over images: of their objectives and losses, as metrics.METRICS has them; of the correct ones; of all."""
 
+    objective: float
     loss: float
     correct: float
     images: float
@@ -63,7 +64,7 @@ class Loop:
 
     Attributes:
         steps: Steps of an epoch. The last one takes what images remain.
-        sums: Variable, (3,) float64: Sums over the steps taken of the epoch at work. A checkpoint must hold it.
+        sums: Variable, (4,) float64: Sums over the steps taken of the epoch at work. A checkpoint must hold it.
     """
 
     def __init__(
@@ -137,11 +138,12 @@ def _training_step(model: keras.Model, optimizer: keras.optimizers.Optimizer, su
     def step(images: tf.Tensor, labels: tf.Tensor) -> None:
         with tf.GradientTape() as tape:
             losses, correct = score(labels, tf.cast(model(images, training=True), tf.float32))
-            loss = tf.reduce_mean(losses) + _regularisation(model)
-            scaled = optimizer.scale_loss(loss)
+            loss = tf.reduce_mean(losses)
+            objective = loss + _penalty(model)
+            scaled = optimizer.scale_loss(objective)
         optimizer.apply(tape.gradient(scaled, variables), variables)
         count = tf.cast(tf.shape(images)[0], tf.float64)
-        sums.assign_add(_sums(tf.cast(loss, tf.float64) * count, correct))
+        sums.assign_add(_sums(tf.cast(objective, tf.float64) * count, tf.cast(loss, tf.float64) * count, correct))
 
     return step
 
@@ -154,8 +156,9 @@ def _validating(model: keras.Model) -> Callable[[Iterator[_Batch], tf.Tensor, tf
     def judge(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         output = tf.cast(model(images, training=False), tf.float32)
         losses, correct = score(labels, output)
-        penalty = tf.cast(_regularisation(model), tf.float64) * tf.cast(tf.size(correct), tf.float64)
-        return output, _sums(tf.cast(tf.reduce_sum(losses), tf.float64) + penalty, correct)
+        loss = tf.cast(tf.reduce_sum(losses), tf.float64)
+        penalty = tf.cast(_penalty(model), tf.float64) * tf.cast(tf.size(correct), tf.float64)
+        return output, _sums(loss + penalty, loss, correct)
 
     @_in_graph
     def validate(batches: Iterator[_Batch], count: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -173,13 +176,15 @@ def _no_sums() -> tf.Tensor:
     return tf.zeros(len(Sums._fields), tf.float64)
 
 
-def _sums(loss: tf.Tensor, correct: tf.Tensor) -> tf.Tensor:
-    """Sums of one batch, (3,) float64. loss: their sum, float64. correct: 1.0 or 0.0 for each image."""
-    return tf.stack([loss, tf.cast(tf.reduce_sum(correct), tf.float64), tf.cast(tf.size(correct), tf.float64)])
+def _sums(objective: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tf.Tensor:
+    """Sums of one batch, (4,) float64. objective, loss: their sums, float64. correct: 1.0 or 0.0 for each image."""
+    return tf.stack(
+        [objective, loss, tf.cast(tf.reduce_sum(correct), tf.float64), tf.cast(tf.size(correct), tf.float64)]
+    )
 
 
-def _regularisation(model: keras.Model) -> tf.Tensor:
-    """What the model's layers add to the loss, a float32 scalar."""
+def _penalty(model: keras.Model) -> tf.Tensor:
+    """What the model's regularizers add to the loss, a float32 scalar."""
     parts = [tf.cast(part, tf.float32) for part in model.losses]  # those of activations may be half as wide
     return tf.add_n(parts) if parts else tf.constant(0.0)
 

@@ -8,15 +8,16 @@ from typing import Any
 import keras
 import numpy as np
 
+from orchestrator.metrics import METRICS
 from orchestrator.plan.points import Trial
 from orchestrator.run.context import WorkerContext
 from orchestrator.run.folder import KeepModels
-from orchestrator.run.result import Epoch, ranked_by
+from orchestrator.run.result import Epoch, monitored, ranked_by
 from orchestrator.spec.axes import Settings
 from orchestrator.spec.sections import EarlyStopping
 from orchestrator.train.checkpoint import BestWeights, Checkpoint, CheckpointState
-from orchestrator.train.loop import Loop, Sums, TrialImages
-from orchestrator.train.model import build
+from orchestrator.train.loop import Loop, Sums, TrialImages, Validated
+from orchestrator.train.model import build, class_probabilities
 from orchestrator.train.model_file import check_savable, weights_digest
 from orchestrator.train.optimizers import make_optimizer
 
@@ -42,6 +43,7 @@ class Training:
         """Build the model from the trial's seed. Raises BadInput where that, or saving it, is not possible."""
         self.settings, self.trial, self.images = settings, trial, images
         self._metric = context.spec.metric
+        self._labels = context.index.labels[images.validation_rows]
         self.history: list[Epoch] = []
         self.digests: dict[int, str] = {}
         self.step, self.spent_s = 0, 0.0
@@ -94,27 +96,26 @@ class Training:
         if (validated := self.loop.validate(stopped)) is None:
             return False
         validate_s = time.perf_counter() - began
-        self.history.append(self._epoch(self.loop.take_sums(), validated.sums, validate_s))
+        self.history.append(self._epoch(self.loop.take_sums(), validated, validate_s))
         self.step, self.spent_s, self.outputs = 0, 0.0, validated.outputs
         epoch = len(self.history)
         is_best = ranked_by(self.history, self.restores_best, self._metric).epoch == epoch
-        if is_best and (self.restores_best or self._metric == "best_val_accuracy"):
+        if is_best and (self.restores_best or METRICS[self._metric].best_of):
             self.best = BestWeights(epoch, [np.array(v) for v in self.model.variables], self.outputs)
         if epoch in self.trial.milestones:
             self.digests[epoch] = weights_digest(self.model)
         return True
 
-    def _epoch(self, training: Sums, validation: Sums, validate_s: float) -> Epoch:
+    def _epoch(self, training: Sums, validated: Validated, validate_s: float) -> Epoch:
         number = len(self.history) + 1
-        for loss in (training.loss, validation.loss):
-            if not math.isfinite(loss):
-                raise Diverged(f"the loss became {loss} in epoch {number}: try a smaller learning_rate")
+        for objective in (training.objective, validated.sums.objective):
+            if not math.isfinite(objective):
+                raise Diverged(f"the loss became {objective} in epoch {number}: try a smaller learning_rate")
+        probabilities = class_probabilities(validated.outputs)
+        from_predictions = {m.name: m.compute(self._labels, probabilities) for m in METRICS.values() if m.compute}
         return Epoch(
             epoch=number,
-            loss=training.loss / training.images,
-            accuracy=training.correct / training.images,
-            val_loss=validation.loss / validation.images,
-            val_accuracy=validation.correct / validation.images,
+            metrics={**_means("", training), **_means("val_", validated.sums), **from_predictions},
             train_s=self.spent_s,
             images_per_s=len(self.images.rows) / max(self.spent_s, 1e-9),
             validate_s=validate_s,
@@ -133,8 +134,8 @@ class Training:
 
     def resume(self, saved: Checkpoint) -> None:
         """Go on from a snapshot. Raises ValueError, and stays as it was, where it is not one of this trial."""
-        state, best = saved.state, saved.best
-        if _shapes(saved.values) != _shapes(self._variables):
+        state, best, values = saved.state, saved.best, _with_objective(saved.values)
+        if _shapes(values) != _shapes(self._variables):
             raise ValueError("it holds another model")
         if best and _shapes(best.weights) != _shapes(self.model.variables):
             raise ValueError("its best weights are another model's")
@@ -142,10 +143,22 @@ class Training:
             raise ValueError("it is of a longer trial")
         if state.step > self.loop.steps:
             raise ValueError("it is of longer epochs")
-        for variable, value in zip(self._variables, saved.values, strict=True):
+        for variable, value in zip(self._variables, values, strict=True):
             variable.assign(value)
         self.history, self.digests = list(state.history), dict(state.digests)
         self.step, self.spent_s, self.best = state.step, state.spent_s, best
+
+
+def _means(prefix: str, sums: Sums) -> dict[str, float]:
+    """The metrics that are summed image by image."""
+    means = {"objective": sums.objective, "loss": sums.loss, "accuracy": sums.correct}
+    return {f"{prefix}{name}": total / sums.images for name, total in means.items()}
+
+
+def _with_objective(values: list[np.ndarray]) -> list[np.ndarray]:
+    """A checkpoint's variables; 0.1.0 summed up losses with their penalties, and no others: these stand for both."""
+    *variables, sums = values
+    return [*variables, np.concatenate([sums[:1], sums])] if sums.shape == (3,) else values
 
 
 def _shapes(arrays: Sequence[Any]) -> list[tuple[int, ...]]:
@@ -155,5 +168,5 @@ def _shapes(arrays: Sequence[Any]) -> list[tuple[int, ...]]:
 def _ends_early(history: list[Epoch], early: EarlyStopping | None) -> bool:
     if early is None or not history:
         return False
-    best = min(history, key=lambda epoch: epoch.val_loss)
-    return history[-1].epoch - best.epoch >= early.patience
+    losses = monitored(history)
+    return len(losses) - 1 - losses.index(min(losses)) >= early.patience
