@@ -41,7 +41,7 @@ from orchestrator.tracking.mlflow import check_server, log_points
 from orchestrator.words import plural
 
 if TYPE_CHECKING:
-    from orchestrator.cluster import fanout
+    from orchestrator.cluster.connect import Cluster
 
 
 def orchestrate(
@@ -108,14 +108,15 @@ def orchestrate(
 
 def _train(work: WorkerContext, plan: Plan, gathered: RunState, takeover: bool, console: Console) -> bool:
     """Train what remains, and write the tables while results land. Returns whether it was interrupted."""
-    from orchestrator.cluster import fanout  # here, so that --plan and a finished run load no Ray
+    from orchestrator.cluster.connect import connect  # here, so that --plan and a finished run load no Ray
+    from orchestrator.cluster.fanout import fan_out
 
     if not takeover:
         refuse_if_held(work.run.store)
     todo = remaining(plan, gathered.done)
     alike = {(trial.values.get("batch_size"), trial.values.get("image_size")): trial.values for trial in todo}
     trial_mb = max(gpu_memory_mb(resolve(work.spec, values), plan.counts) for values in alike.values())
-    with fanout.connect(work.spec.resources, trial_mb) as cluster, contextlib.ExitStack() as held:
+    with connect(work.spec.resources, trial_mb) as cluster, contextlib.ExitStack() as held:
         console.out(
             f"{work.spec.name}: {plural(len(plan.points), 'point')}, {plural(len(todo), 'trial')} of "
             f"{len(plan.trials)} to train, {_at_once(cluster.slots, cluster.most)}; run folder {work.run.store.uri}"
@@ -137,7 +138,7 @@ def _train(work: WorkerContext, plan: Plan, gathered: RunState, takeover: bool, 
         held.enter_context(on_signals(gathered.interrupt))
         gathered.progress = held.enter_context(Progress(plan, todo, work.spec.metric, max(1, cluster.slots), console))
         try:
-            fanout.fan_out(work, cluster, todo, gathered, gathered.stop, gathered.kill)
+            fan_out(work, cluster, todo, gathered, gathered.stop, gathered.kill)
         except BadInput as error:  # Ray is gone: what there is goes into the tables
             gathered.refusal = str(error)
             gathered.stop.set()
@@ -159,9 +160,7 @@ def _take(run: Run, keep: KeepModels, lease: Lease, console: Console) -> None:
         console.out(f"a table was damaged, and is made anew; what was there is in {aside}")
 
 
-def _finish(
-    work: WorkerContext, plan: Plan, gathered: RunState, cluster: "fanout.Cluster | None", console: Console
-) -> None:
+def _finish(work: WorkerContext, plan: Plan, gathered: RunState, cluster: "Cluster | None", console: Console) -> None:
     """Nothing runs any more: the tables, the winner's model, and the page that shows both."""
     gathered.write()
     _place_models(work, plan, gathered, cluster, console)
@@ -169,7 +168,7 @@ def _finish(
 
 
 def _place_models(
-    work: WorkerContext, plan: Plan, gathered: RunState, cluster: "fanout.Cluster | None", console: Console
+    work: WorkerContext, plan: Plan, gathered: RunState, cluster: "Cluster | None", console: Console
 ) -> None:
     """Leave the models in the run folder that are to be kept; what lies nowhere is trained again, exactly."""
 
@@ -180,12 +179,13 @@ def _place_models(
     if not (todo := place()) or gathered.stop.is_set():
         return
     console.out(f"models: {plural(len(todo), 'trial')} to train again, for weights that are not in the run folder")
-    from orchestrator.cluster import fanout  # here, so that a finished run loads no Ray
+    from orchestrator.cluster.connect import connect  # here, so that a finished run loads no Ray
+    from orchestrator.cluster.fanout import fan_out
 
-    with contextlib.nullcontext(cluster) if cluster else fanout.connect(work.spec.resources) as cluster:
+    with contextlib.nullcontext(cluster) if cluster else connect(work.spec.resources) as cluster:
         again = RetrainingWatch(gathered.results, console)
         try:
-            fanout.fan_out(dataclasses.replace(work, again=True), cluster, todo, again, gathered.stop, gathered.kill)
+            fan_out(dataclasses.replace(work, again=True), cluster, todo, again, gathered.stop, gathered.kill)
         except BadInput as error:  # the board is whole without
             console.out(f"models: {error}")
     if not gathered.stop.is_set() and gathered.lease.holds() and (left := place()):

@@ -31,10 +31,10 @@ class RetrainingWatch:
     def started(self, trial_id: str) -> None:
         self._console.out(f"models: training {trial_id} again")
 
-    def ready(self, trial_id: str, behind: float, unreadable: Mapping[int, str]) -> None:
+    def ready(self, trial_id: str, epochs_done: float, unreadable: Mapping[int, str]) -> None:
         pass
 
-    def may_start(self, trial: Trial, behind: float, node_type: str | None, node_share: float) -> bool:
+    def may_start(self, trial: Trial, epochs_done: float, node_type: str | None, node_share: float) -> bool:
         return True
 
     def over(self) -> bool:
@@ -103,9 +103,9 @@ class RunState:
         self._write_if_due()
         self.progress.started(trial_id)
 
-    def ready(self, trial_id: str, behind: float, unreadable: Mapping[int, str]) -> None:
+    def ready(self, trial_id: str, epochs_done: float, unreadable: Mapping[int, str]) -> None:
         self.take_folder(unreadable)
-        self.progress.ready(trial_id, behind)
+        self.progress.ready(trial_id, epochs_done)
 
     def take_folder(self, unreadable: Mapping[int, str]) -> None:
         """Begin, if that is yet to be done and nobody wants it to stop."""
@@ -124,7 +124,7 @@ class RunState:
         else:
             self.ended(Result(trial_id=trial.id, status="failed", epochs=trial.milestones[-1], error=why))
 
-    def may_start(self, trial: Trial, behind: float, node_type: str | None, node_share: float) -> bool:
+    def may_start(self, trial: Trial, epochs_done: float, node_type: str | None, node_share: float) -> bool:
         usd = price(self._spec.resources, node_type)
         if usd is None and self._spec.budget.max_usd is not None:
             self.refusal = (
@@ -134,7 +134,7 @@ class RunState:
             self.kill.set()
             return False
         rate = (usd or 0.0) * node_share / 3600
-        starts = self._meter.start(trial.id, time.monotonic(), self.progress.expected_s(trial.id, behind), rate)
+        starts = self._meter.start(trial.id, time.monotonic(), self.progress.expected_s(trial.id, epochs_done), rate)
         if not starts:
             self._put_back(trial.id)
         return starts
