@@ -1,8 +1,8 @@
 """Patches: all that is changed in Ray and Tune, and all that is read there though it is private. No other file does so.
 
-Each says what it changes, why, and which test fails without it. All were checked against the source of Ray 2.60.0, the
-oldest that is allowed; check them again before a newer one. Import this file before `ray`: Ray reads some of these
-environment variables as it is imported.
+Each says what it changes, why, and which test covers it, if one does. All were compared with the source of Ray 2.60.0,
+the oldest that pyproject.toml allows; compare them again before a newer one. Import this file before `ray`, which reads
+some of these environment variables as it is imported.
 """
 
 import functools
@@ -25,19 +25,20 @@ os.environ |= {
     # A worker stays in its working directory, where a user's model file lies.
     # Test: test_a_users_model_is_trained_or_refused.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # Ctrl-C is ours. Tune installs its handler only on the main thread, where it does not run today: a precaution.
+    # Ctrl-C is ours. A precaution: Tune installs its handler on the main thread alone, and we run it on another.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # No snapshots of the experiment's state: the run folder is the state. Seen by bench_scale.py, part `driver`.
+    # No regular snapshots of Tune's state: the run folder is the state. Seen by bench_scale.py, part `driver`.
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     # No tracebacks of dead workers on the console. Test: test_a_trial_that_kills_its_workers_fails_alone.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    # A call after Ray has shut down must fail, not start another Ray. Test: test_interrupted_while_it_starts.
+    # A call after Ray has shut down must fail, not start another Ray. No test covers it.
     "RAY_ENABLE_AUTO_CONNECT": "0",
-    # A trial without a GPU keeps its CUDA_VISIBLE_DEVICES. Ray 2.60 does so by default, unless the user's shell says 1.
+    # A trial without a GPU keeps its CUDA_VISIBLE_DEVICES: Ray 2.60's default, here whatever the user's shell says.
+    # No test covers it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # No warnings about Ray Train's second version. Test: test_a_job_log_is_plain_lines.
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    # Read in the worker: with Tune's 2 s, a trial fails where the thread of the one before it is slow to end.
+    # Read in the worker: with Tune's 2 s, a trial fails where the thread of the one before it is slow to end. No test.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
 }
 if not os.environ.get("RAY_ADDRESS"):
@@ -49,8 +50,8 @@ import ray
 from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
-# How long the head may be silent, in seconds. Ray's C++ ends the driver after twice that.
-# Test: test_a_part_of_ray_killed[gcs_server-error...].
+# How long the head may be silent, in seconds. Ray's C++ reads this variable too, and ends the driver after twice that.
+# Test: test_a_part_of_ray_killed, where the head ends and nobody presses Ctrl-C.
 HEAD_SILENT_S = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", 60)) / 2  # noqa: SIM112
 AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 _CAUSES = {  # a part of Ray's text about a death -> what people are told
@@ -78,7 +79,7 @@ def own_sigterm_handler() -> Iterator[None]:
     """Around ray.init: this command's SIGTERM handler stays. Call it on the main thread.
 
     ray.init installs one in Python, through ray._private.utils.set_sigterm_handler, and another in C++, which only
-    setting ours again removes. Test: test_interrupted_in_mid_epoch[SIGTERM].
+    setting ours again removes. Test: test_interrupted_in_mid_epoch, with SIGTERM.
     """
     ray_utils.set_sigterm_handler = lambda handler: None
     try:
@@ -189,8 +190,8 @@ def forget_reset(controller: Any, trial: Any) -> None:
 def allow_deaths(trial: Any, more: int) -> None:
     """From now on, `more` deaths of its workers do not make the trial fail.
 
-    Sets Tune's Trial.max_failures, which Tune compares with Trial.num_failures: all deaths so far. Test:
-    test_workers_killed.
+    Sets Tune's Trial.max_failures, which Tune compares with Trial.num_failures: all its deaths so far.
+    Test: test_workers_killed.
     """
     trial.max_failures = trial.num_failures + more
 
