@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.driver.line import orchestrate, read_spec
+from orchestrator.driver.line import Options, orchestrate, read_spec
 from orchestrator.driver.signals import on_signals
 from orchestrator.errors import INTERRUPTED, exit_at_once, exit_on_bad_input, run_command
 from orchestrator.run.folder import KeepModels
@@ -59,7 +59,8 @@ def main(
             exit_at_once(INTERRUPTED)
 
     with exit_on_bad_input(), on_signals(leave):
-        status = orchestrate(read_spec(spec, overrides), plan, as_json, share_epochs, takeover, keep, mlflow)
+        options = Options(plan, as_json, share_epochs, takeover, keep, mlflow)
+        status = orchestrate(read_spec(spec, overrides), options)
         if status == INTERRUPTED:
             say_how_to_go_on()
         raise SystemExit(status)

@@ -30,17 +30,17 @@ from orchestrator.train.device import (
     check_gpu,
     device_name,
     gpu_with_room,
+    has_grown,
     peak_memory_mb,
     reset_peak_memory,
     use_device,
 )
-from orchestrator.train.device import has_grown as outgrown
 from orchestrator.train.export import Exporter
 from orchestrator.train.loop import TrialImages
 from orchestrator.train.training import Training
 from orchestrator.words import last_line, now
 
-__all__ = ["check_gpu", "outgrown", "run_trial", "use_device"]
+__all__ = ["check_gpu", "has_grown", "run_trial", "use_device"]
 
 
 def run_trial(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.fanout import REPORT_S
+from orchestrator.cluster.tune import REPORT_INTERVAL_S
 from orchestrator.plan.forecast import FIRST_GUESS, Counts, epoch_s
 from orchestrator.spec.axes import resolve
 from orchestrator.spec.reading import load_spec
@@ -40,7 +40,7 @@ class Setting:
     epochs: int = 40
     packed: bool = True
     loss_per_h: float = 0.05
-    reports_apart_s: float = REPORT_S
+    reports_apart_s: float = REPORT_INTERVAL_S
     # measured on 2 cores by bench_scale.py, part `driver`
     trial_s: float = 0.0089  # the driver's time for a trial beside its reports
     report_s: float = 0.0006  # for a report,

@@ -186,7 +186,7 @@ def test_what_tells_workers_to_stop_killed(
     """They do not take it for a stop; and the one that comes reaches them all the same."""
     with driving(tmp_path, *GRID, "--set", "train.checkpoint_every_s=3600", env=env) as driver:
         driver.until("epoch ", 10)
-        os.kill(part(driver, "ray::Signal"), signal.SIGKILL)
+        os.kill(part(driver, "ray::StopSignal"), signal.SIGKILL)
         driver.until("epoch ", 60)
         wall = time.time_ns()
         driver.send(signal.SIGINT)
