@@ -132,6 +132,22 @@ def test_the_same_command_again_trains_nothing(finished: tuple[Path, str]) -> No
     assert not (run / "owner.json").exists()
 
 
+def test_what_another_driver_trained_meanwhile_is_not_trained_again(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """Results that come after a driver counted what is left, and before it has the run folder, are taken as done."""
+    run, _ = finished
+    args = command("--set", GRID, "--export-models", "none")
+    with subprocess.Popen(args, cwd=tmp_path, text=True, stdout=subprocess.PIPE) as late:
+        counted = late.stdout.readline()
+        shutil.copytree(run / "trials", tmp_path / "runs" / "shirts" / "trials")  # a worker takes seconds to start
+        out, _ = late.communicate(timeout=300)
+    assert "4 trials of 4 to train" in counted
+    assert "4 trials done by another driver meanwhile: not trained again" in out
+    assert not any(line.startswith("epoch ") for line in out.splitlines())
+    assert late.returncode == 0
+    assert "8 of 8 points ok" in out
+    assert list(board(tmp_path / "runs" / "shirts").point_id) == list(board(run).point_id)
+
+
 def test_a_grid_that_grew_trains_only_the_new_points(finished: tuple[Path, str]) -> None:
     """Another seed, and another axis with the old default among its values: what is trained stays."""
     run, _ = finished
