@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from images import class_folder, fill
 
+from orchestrator import lease
 from orchestrator.store import open_store
 
 GRID = "grid={batch_size: [32, 64], epochs: [1, 2], dropout: [0.0, 0.5]}"
@@ -146,6 +147,20 @@ def test_what_another_driver_trained_meanwhile_is_not_trained_again(finished: tu
     assert late.returncode == 0
     assert "8 of 8 points ok" in out
     assert list(board(tmp_path / "runs" / "shirts").point_id) == list(board(run).point_id)
+
+
+def test_a_second_driver_is_told_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it waits to see whether the first is at work, on stderr where stdout is for JSON; then it is refused."""
+    monkeypatch.setattr(lease, "RENEW_S", 0.2)
+    run = open_store(str(tmp_path / "runs" / "shirts"), create=True)
+    with lease.Lease(run, lambda: None) as first:
+        refused = grid("--set", SMALL, "--json", cwd=tmp_path)
+        assert first.holds()
+    assert (refused.returncode, refused.stdout) == (2, "")
+    told, why = refused.stderr.splitlines()
+    assert told.startswith(f"{run.uri} was driven by process {os.getpid()} on ")
+    assert told.endswith("; waiting up to 20 s to see whether it is still at work")
+    assert why.startswith(f"error: one driver at a time may write {run.uri}, and process {os.getpid()} on ")
 
 
 def test_a_grid_that_grew_trains_only_the_new_points(finished: tuple[Path, str]) -> None:
