@@ -443,7 +443,7 @@ def test_history_is_made_of_epochs(undisturbed: Result) -> None:
 
 
 def test_a_loss_is_the_cross_entropy_alone(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
-    """Weights that hardly move predict alike, whatever l2 is: so their losses are alike, and their objectives are not."""
+    """Weights that hardly move predict alike, whatever l2 is: losses are alike, objectives are not."""
     figures = {}
     for l2 in (0.0, 10.0):
         work, (trial,) = work_in(

@@ -76,9 +76,8 @@ class GridWatch:
             )
             return False
         self.ensure_folder(unreadable)
-        if (
-            self._state.done.get(trial.id, 0) >= trial.milestones[-1]
-        ):  # by another driver, before this one had the lease
+        # a driver that had the lease before this one may have trained it meanwhile
+        if self._state.done.get(trial.id, 0) >= trial.milestones[-1]:
             self.ended(self._state.results[trial.id])
             return False
         expected_s = self.progress.expected_s(trial.id, epochs_done)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from images import class_folder, fill
 
+from orchestrator import lease
 from orchestrator.store import open_store
 
 GRID = "grid={batch_size: [32, 64], epochs: [1, 2], dropout: [0.0, 0.5]}"
@@ -130,6 +131,36 @@ def test_the_same_command_again_trains_nothing(finished: tuple[Path, str]) -> No
     assert [row["point_id"] for row in json.loads(again.stdout)] == list(board(run).point_id)
     assert results(run) == before
     assert not (run / "owner.json").exists()
+
+
+def test_what_another_driver_trained_meanwhile_is_not_trained_again(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """Results that come after a driver counted what is left, and before it has the run folder, are taken as done."""
+    run, _ = finished
+    args = command("--set", GRID, "--export-models", "none")
+    with subprocess.Popen(args, cwd=tmp_path, text=True, stdout=subprocess.PIPE) as late:
+        counted = late.stdout.readline()
+        shutil.copytree(run / "trials", tmp_path / "runs" / "shirts" / "trials")  # a worker takes seconds to start
+        out, _ = late.communicate(timeout=300)
+    assert "4 trials of 4 to train" in counted
+    assert "4 trials done by another driver meanwhile: not trained again" in out
+    assert not any(line.startswith("epoch ") for line in out.splitlines())
+    assert late.returncode == 0
+    assert "8 of 8 points ok" in out
+    assert list(board(tmp_path / "runs" / "shirts").point_id) == list(board(run).point_id)
+
+
+def test_a_second_driver_is_told_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it waits to see whether the first is at work, on stderr where stdout is for JSON; then it is refused."""
+    monkeypatch.setattr(lease, "RENEW_S", 0.2)
+    run = open_store(str(tmp_path / "runs" / "shirts"), create=True)
+    with lease.Lease(run, lambda: None) as first:
+        refused = grid("--set", SMALL, "--json", cwd=tmp_path)
+        assert first.holds()
+    assert (refused.returncode, refused.stdout) == (2, "")
+    told, why = refused.stderr.splitlines()
+    assert told.startswith(f"{run.uri} was driven by process {os.getpid()} on ")
+    assert told.endswith("; waiting up to 20 s to see whether it is still at work")
+    assert why.startswith(f"error: one driver at a time may write {run.uri}, and process {os.getpid()} on ")
 
 
 def test_a_grid_that_grew_trains_only_the_new_points(finished: tuple[Path, str]) -> None:
