@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from images import class_folder, fill
 
-from orchestrator import lease
+from orchestrator.run import lease
 from orchestrator.store import open_store
 
 GRID = "grid={batch_size: [32, 64], epochs: [1, 2], dropout: [0.0, 0.5]}"
