@@ -48,7 +48,7 @@ def main(
 
     def say_how_to_go_on() -> None:
         again = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
-        print(f"interrupted: {again}  goes on from here", file=sys.stderr if as_json else sys.stdout)
+        print(f"interrupted; to go on from here: {again}", file=sys.stderr if as_json else sys.stdout)
 
     def leave() -> None:
         """Before anything is written, and after: an exception would come up amid some library, which may swallow it."""
