@@ -157,7 +157,7 @@ def test_what_has_fewer_seeds_is_left_out_of_the_verdict():
     """A lucky single seed neither wins nor is compared; the verdict says how many were left out."""
     verdict = judge(ranked({5: [0.5, 0.6], 10: [0.99, None]}), "val_accuracy", {})
     assert (verdict.best.values, verdict.runner_up) == ({"batch_size": 5}, None)
-    assert sentences(verdict)[-1] == "1 configuration left out: fewer seeds are ok than of the best"
+    assert sentences(verdict)[-1] == "1 configuration left out, with fewer seeds that are ok than the best"
 
 
 def test_no_point_that_is_ok_is_no_verdict():

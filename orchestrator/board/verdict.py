@@ -103,7 +103,7 @@ def overfitting(curve: Sequence[Mapping[str, float]]) -> Overfitting | None:
 
 def sentences(verdict: Verdict) -> list[str]:
     """The verdict as a person reads it: the best, how sure that is, whether it overfits. One line each."""
-    left_out = f"{plural(verdict.left_out, 'configuration')} left out: fewer seeds are ok than of the best"
+    left_out = f"{plural(verdict.left_out, 'configuration')} left out, with fewer seeds that are ok than the best"
     return [
         _say_best(verdict),
         *_say_ties(verdict),
