@@ -33,7 +33,7 @@ def main(
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be trained, and train nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan or the leaderboard as JSON.")] = False,
     share_epochs: Annotated[bool, typer.Option(help="Points that differ only in epochs share one trial.")] = True,
-    takeover: Annotated[bool, typer.Option("--takeover", help="Drive this run though another process does.")] = False,
+    takeover: Annotated[bool, typer.Option("--takeover", help="Take the run over from another driver.")] = False,
     keep: Annotated[
         KeepModels, typer.Option("--export-models", help="Whose trained models are kept.")
     ] = KeepModels.best,
