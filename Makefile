@@ -53,7 +53,6 @@ bench-scale: $(VENV)/.ready-bench ## What large grids cost the orchestrator itse
 
 picture: setup-test ## Draw docs/report.png, the README's picture, from a run of the example
 	$(PYTHON) -m orchestrator.grid --output build/picture
-	$(PYTHON) -m orchestrator.report build/picture/shirts
 	$(PYTHON) docs/picture.py build/picture/shirts/report.html docs/report.png
 
 lint: setup-test ## Check the code with ruff
