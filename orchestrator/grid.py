@@ -33,7 +33,7 @@ def main(
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be trained, and train nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan or the leaderboard as JSON.")] = False,
     share_epochs: Annotated[bool, typer.Option(help="Points that differ only in epochs share one trial.")] = True,
-    takeover: Annotated[bool, typer.Option("--takeover", help="Drive this run though another process does.")] = False,
+    takeover: Annotated[bool, typer.Option("--takeover", help="Take the run over from another driver.")] = False,
     keep: Annotated[
         KeepModels, typer.Option("--export-models", help="Whose trained models are kept.")
     ] = KeepModels.best,
@@ -48,7 +48,7 @@ def main(
 
     def say_how_to_go_on() -> None:
         again = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
-        print(f"interrupted: {again}  goes on from here", file=sys.stderr if as_json else sys.stdout)
+        print(f"interrupted; to go on from here: {again}", file=sys.stderr if as_json else sys.stdout)
 
     def leave() -> None:
         """Before anything is written, and after: an exception would come up amid some library, which may swallow it."""

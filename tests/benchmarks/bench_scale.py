@@ -5,7 +5,7 @@ start     one trial, from the command to the end of its first epoch
 driver    500 and 10,000 trials that train nothing, through Ray Tune and the run folder
 index     a bucket of 1,000,000 keys listed; its index in two workers
 profile   where a driver's and a worker's time goes
-simulate  1,000 nodes x 8 trials, on the figures of `driver`; draws scale.svg
+simulate  1,000 nodes x 8 trials, on the figures of `driver`; draws docs/scale.svg
 
 Without a part: all of them, about ten minutes. Alone on the machine, or the figures say nothing.
 """

@@ -1,4 +1,4 @@
-"""A run on up to 4,000 nodes, simulated: python tests/benchmarks/simulate.py. Prints tables, and draws scale.svg.
+"""A run on up to 4,000 nodes, simulated: python tests/benchmarks/simulate.py. Prints tables, and draws docs/scale.svg.
 
 Event by event: nodes boot, fill their caches from a store that answers so many requests a second on a prefix, take
 trials, report to the one driver and wait until it has taken that; spot nodes vanish, their trials go on elsewhere from
@@ -289,7 +289,7 @@ def draw(found: dict[tuple[str, int], dict[str, float]]) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    figure.savefig(Path(__file__).with_name("scale.svg"), metadata={"Date": None})
+    figure.savefig(Path(__file__).parents[2] / "docs" / "scale.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

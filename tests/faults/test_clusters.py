@@ -49,7 +49,7 @@ def test_node_lost_and_joined(
         up.enter_context(node(server, folder, cache_of(tmp_path, "three")))
         assert driver.end() == 0, driver.out
     assert has_cache(tmp_path, "three"), "the node that joined took part"
-    tried("node lost in mid-epoch, another joined", 1, check(str(tmp_path / "runs/shirts"), quiet))
+    tried("node lost in the middle of an epoch, another joined", 1, check(str(tmp_path / "runs/shirts"), quiet))
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_host_cut_off(
     hosts: tuple[str, list[tuple[str, str]]],
     tried: Note,
 ) -> None:
-    """One of two hosts with addresses of their own is cut off the network for 30 s and let back."""
+    """One of two hosts with addresses of their own is cut off the network for 30 s and reconnected."""
     here, spaces = hosts
     folder = short()
     (name, _), *_ = spaces
@@ -110,7 +110,7 @@ def test_host_cut_off(
     with driving(tmp_path, *GRID, env=env) as again:  # the points that the undisturbed run has; nothing is trained
         assert again.end() == 0, again.out
     assert not any(line.startswith("epoch ") for line in again.lines)
-    tried("host cut off the network for 30 s and let back", 1, check_some(tmp_path / "runs/shirts", quiet))
+    tried("host cut off the network for 30 s and reconnected", 1, check_some(tmp_path / "runs/shirts", quiet))
 
 
 def check_some(run: Path, quiet: Undisturbed) -> str:

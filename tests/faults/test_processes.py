@@ -146,7 +146,7 @@ def test_interrupted_in_mid_epoch(
     after = finished(run)
     assert {name: after[name] for name in before} == before
     assert epochs(driver) & epochs(again) == set(), "no epoch is trained twice"
-    tried(f"{number.name} in mid-epoch", 1, check(str(run), quiet))
+    tried(f"{number.name} in the middle of an epoch", 1, check(str(run), quiet))
 
 
 @pytest.mark.parametrize(
