@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-test grid submit test faults bench bench-full bench-stream bench-scale lint audit constraints clean
+.PHONY: help setup setup-test grid submit test test-all faults bench bench-full bench-stream bench-scale lint audit constraints clean
 
 # With it set, the libraries' bytecode would not be kept, and importing TensorFlow takes 11 s instead of 4.5 s.
 unexport PYTHONDONTWRITEBYTECODE
@@ -27,11 +27,14 @@ grid: setup ## Train a grid: make grid SPEC=jobs/some.yaml ARGS="--plan"
 submit: setup ## Train it on a cluster: make submit SPEC=jobs/some.yaml ADDRESS=http://127.0.0.1:8265 ARGS="--output s3://bucket/runs"
 	$(PYTHON) -m orchestrator.submit $(SPEC) $(if $(ADDRESS),--address $(ADDRESS)) $(ARGS)
 
-test: lint ## Lint, then run the tests: make test ARGS="tests/test_spec.py -k axes"
-	$(PYTHON) -m pytest -q $(ARGS)
+test: lint ## Lint, then the tests that one waits for, in minutes: make test ARGS="tests/test_spec.py -k axes"
+	$(PYTHON) -m pytest $(ARGS)
+
+test-all: lint ## All tests: also clusters, faults, a browser, and what infra/ deploys; most of an hour
+	$(PYTHON) -m pytest tests $(ARGS)
 
 faults: lint ## Break grids on purpose, and write what came of it into ARCHITECTURE.md (FAULTS_SEED=N repeats a run)
-	$(PYTHON) -m pytest -q -m "" tests/faults $(ARGS)
+	$(PYTHON) -m pytest tests/faults --write-table $(ARGS)
 
 bench: $(VENV)/.ready-bench build/jpegs ## Against the notebook, Ray Tune and KerasTuner on one grid; half an hour
 	$(PYTHON) tests/benchmarks/bench_trial.py build/jpegs

@@ -14,6 +14,29 @@ from seaweedfs import Seaweedfs, running, weed
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("untimed")
 
+TESTS = Path(__file__).parent
+QUICK = "not slow"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Who names no test gets those that one waits for; whatever is named is run."""
+    if config.args_source is not config.ArgsSource.ARGS and not config.option.markexpr:
+        config.option.markexpr = QUICK
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What will not run is not imported either."""
+    in_a_folder = collection_path.is_dir() and collection_path.parent == TESTS
+    return True if in_a_folder and config.option.markexpr == QUICK else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that are marked are chosen
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The folders of tests are slow."""
+    for item in items:
+        if item.path.parent != TESTS:
+            item.add_marker("slow")
+
 
 @pytest.fixture(scope="session")
 def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweedfs]:

@@ -16,7 +16,6 @@ from cluster import Head, ask, head, node
 from waiting import eventually, pause
 
 Note = Callable[[str, object, str], None]
-pytestmark = pytest.mark.slow
 
 
 def kill_all(group: int) -> None:

@@ -52,7 +52,6 @@ def disk() -> Iterator[Callable[[Path, int], Disk]]:
         one.unmount()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "size_kb", "line"),
     [
@@ -173,7 +172,6 @@ int clock_gettime(clockid_t which, struct timespec *now) {
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler as cc")
 def test_clock_jumps(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
     """The clock that Python sees jumps an hour forth, then two back, while all train: the lease and all times hold."""

@@ -48,7 +48,6 @@ def part(driver: Driver, name: str) -> int:
     return pid
 
 
-@pytest.mark.slow
 def test_workers_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
     """Twenty times in one grid a worker is killed at a random moment of its training: no point fails."""
     draw, kills, seen = random.Random(seed()), 0, {}
@@ -75,7 +74,6 @@ def test_workers_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str, str],
     tried("worker killed at a random moment of its training", kills, check(str(tmp_path / RUN), quiet))
 
 
-@pytest.mark.slow
 def test_drivers_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
     """Five times the driver is killed at a random moment; the same command in the end trains only what is missing."""
     draw, killed = random.Random(seed()), []
@@ -120,7 +118,7 @@ def test_interrupted_while_it_starts(quiet: Undisturbed, tmp_path: Path, env: di
     tried("Ctrl-C at a random moment of a start", len(drivers), check(str(tmp_path / RUN), quiet))
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_in_mid_epoch(
     quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note, number: signal.Signals
 ) -> None:
@@ -153,8 +151,8 @@ def test_interrupted_in_mid_epoch(
     ("name", "told"),
     [
         ("gcs_server", "interrupted: python -m orchestrator.grid --set"),
-        pytest.param("gcs_server", "error: the cluster's head must answer", marks=pytest.mark.slow),
-        pytest.param("raylet", "error: this node's Ray must answer", marks=pytest.mark.slow),
+        ("gcs_server", "error: the cluster's head must answer"),
+        ("raylet", "error: this node's Ray must answer"),
     ],
 )
 def test_a_part_of_ray_killed(
@@ -199,7 +197,6 @@ def test_what_tells_workers_to_stop_killed(
     tried("the actor that tells workers to stop killed", 1, check(str(tmp_path / RUN), quiet))
 
 
-@pytest.mark.slow
 def test_a_driver_that_sleeps(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
     """While it works, a second driver is refused; asleep for too long, it loses the run and writes nothing more."""
     run = tmp_path / RUN
@@ -245,7 +242,6 @@ def cage() -> Iterator[Path]:
     folder.rmdir()
 
 
-@pytest.mark.slow
 def test_out_of_memory(tmp_path: Path, env: dict[str, str], cage: Path, tried: Note) -> None:
     """A trial that takes more memory than there is dies by the kernel's hand three times, then is a failed row."""
     (tmp_path / "greedy.py").write_text(
@@ -296,7 +292,6 @@ def burden(pid: int) -> tuple[int, float]:
     return len(os.listdir(f"/proc/{pid}/fd")), int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
-@pytest.mark.slow
 def test_nothing_grows(tmp_path: Path, env: dict[str, str]) -> None:
     """Over many trials, neither the driver nor a worker gathers open files or memory."""
     seeds = ("--set", f"seeds={list(range(40))}", "--set", "grid={batch_size: [64], epochs: [2]}")
