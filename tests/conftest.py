@@ -1,21 +1,31 @@
 """Fixtures that several test files share."""
 
-import subprocess
-import sys
+import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import boto3
 import hypothesis
 import pytest
+from cluster import Head, head
+from grids import grid
 from seaweedfs import Seaweedfs, running, weed
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("untimed")
 
 TESTS = Path(__file__).parent
 QUICK = "not slow"
+BROWSER = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,12 +66,69 @@ def short() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def shirts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of four points, runs/shirts below the folder it was started in. Only read it."""
+    """A finished run of four points, runs/shirts below the folder it was started in, and what was `printed` beside it.
+
+    Only read it: who would change it takes a copy.
+    """
     cwd = tmp_path_factory.mktemp("shirts")
-    command = [sys.executable, "-m", "orchestrator.grid", "--set", "grid={batch_size: [32, 64], epochs: [1, 2]}"]
-    done = subprocess.run(command, cwd=cwd, text=True, capture_output=True, timeout=300, check=False)
+    done = grid("--set", "grid={batch_size: [32, 64], epochs: [1, 2]}", cwd=cwd)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    (cwd / "printed").write_text(done.stdout)
     return cwd / "runs" / "shirts"
+
+
+@pytest.fixture(scope="module")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A Ray head that takes jobs."""
+    # a short folder: Ray keeps sockets there, whose paths are limited to 107 characters
+    with head(tmp_path_factory.mktemp("h")) as server:
+        yield server
+
+
+@pytest.fixture
+def working_dir(tmp_path: Path) -> Path:
+    """What a user would send along with a job: the package."""
+    without = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(TESTS.parent / "orchestrator", tmp_path / "job" / "orchestrator", ignore=without)
+    return tmp_path / "job"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Browser"]:
+    """Debian's chromium, or another one on PATH."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("needs a Chromium on PATH: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=BROWSER)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., "Page"]]:
+    """Open a page; at the end of the test nothing has been said on its console and nothing asked of the network."""
+    heard: list[str] = []
+    contexts = []
+
+    def visit(file: Path, width: int = 1400, scheme: str = "light") -> "Page":
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(120_000)  # a browser's first page on a cold machine
+        page.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: heard.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: heard.append(f"dialog: {dialog.message}"))
+        page.on("request", lambda request: re.match("file:|data:|blob:", request.url) or heard.append(request.url))
+        page.goto(file.as_uri())
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert heard == []
 
 
 @pytest.fixture
