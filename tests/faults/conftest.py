@@ -22,12 +22,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache folder for all grids of the session."""
-    return tmp_path_factory.mktemp("caches")
-
-
-@pytest.fixture(scope="session")
 def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Path]]:
     """Makes temporary folders with short paths: Ray keeps sockets there, whose paths may have 107 characters."""
     with contextlib.ExitStack() as made:
@@ -35,16 +29,16 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Pat
 
 
 @pytest.fixture
-def env(caches: Path, short: Callable[[], Path]) -> dict[str, str]:
-    """What a driver's environment has beside the usual: that cache folder, and a temporary folder of its own."""
-    return {"ORCHESTRATOR_CACHE_DIR": str(caches), "TMPDIR": str(short())}
+def env(short: Callable[[], Path]) -> dict[str, str]:
+    """What a driver's environment has beside the usual: a temporary folder of its own."""
+    return {"TMPDIR": str(short())}
 
 
 @pytest.fixture(scope="session")
-def quiet(tmp_path_factory: pytest.TempPathFactory, caches: Path, short: Callable[[], Path]) -> Undisturbed:
+def quiet(tmp_path_factory: pytest.TempPathFactory, short: Callable[[], Path]) -> Undisturbed:
     """The grid when nothing happens to it."""
     cwd = tmp_path_factory.mktemp("quiet")
-    with driving(cwd, *GRID, env={"ORCHESTRATOR_CACHE_DIR": str(caches), "TMPDIR": str(short())}) as driver:
+    with driving(cwd, *GRID, env={"TMPDIR": str(short())}) as driver:
         assert driver.end() == 0, driver.out
     clean(driver)
     found = undisturbed(str(cwd / "runs" / "shirts"))

@@ -91,13 +91,13 @@ def test_disk_full(
     )
 
 
-def test_damage(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
+def test_damage(quiet: Undisturbed, tmp_path: Path, caches: Path, env: dict[str, str], tried: Note) -> None:
     """A result, its checkpoint, the tables, the best model's predictions, the cache cut short: aside, and made anew."""
-    run, caches = tmp_path / RUN, tmp_path / "cache"
+    run, own = tmp_path / RUN, tmp_path / "cache"
     shutil.copytree(quiet.uri, run)
-    shutil.copytree(env["ORCHESTRATOR_CACHE_DIR"], caches)
+    shutil.copytree(caches, own)
     (result, *_) = sorted((run / "trials").iterdir())
-    (cache,) = (path.parent for path in caches.glob("*/images.u8") if path.stat().st_size == 1200 * 16 * 16 * 3)
+    (cache,) = (path.parent for path in own.glob("*/images.u8") if path.stat().st_size == 1200 * 16 * 16 * 3)
     damaged = {
         f"trials/{result.name}": result,
         f"checkpoints/{result.name.partition('-')[0]}.npz": run / f"checkpoints/{result.name.partition('-')[0]}.npz",
@@ -110,7 +110,7 @@ def test_damage(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: 
     bytes_before = {name: file.read_bytes() for name, file in damaged.items()}
     (run / "trials/.0123456789abcdef.tmp").write_bytes(b"half a result")  # as a killed worker leaves it
     others = {name: at for name, at in finished(run).items() if name != result.name}
-    with driving(tmp_path, *GRID, env={**env, "ORCHESTRATOR_CACHE_DIR": str(caches)}) as driver:
+    with driving(tmp_path, *GRID, env={**env, "ORCHESTRATOR_CACHE_DIR": str(own)}) as driver:
         assert driver.end() == 0, driver.out
     clean(driver)
     assert {name: (run / "damaged" / name).read_bytes() for name in damaged} == bytes_before

@@ -20,6 +20,7 @@ from aftermath import (
     read_board,
     seed,
 )
+from grids import assert_the_winner_is_there
 from ray._common.utils import get_system_memory
 from ray._private.utils import get_used_memory
 from waiting import eventually, pause
@@ -93,6 +94,7 @@ def test_drivers_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str, str],
         assert driver.end() == 0, driver.out
     for each in (*killed, driver):
         clean(each)
+    assert_the_winner_is_there(tmp_path / RUN)
     tried("driver killed at a random moment (laptop)", 5, check(str(tmp_path / RUN), quiet))
 
 
@@ -133,6 +135,9 @@ def test_interrupted_in_mid_epoch(
     clean(driver)
     run = tmp_path / RUN
     assert driver.lines[-1].startswith("interrupted: python -m orchestrator.grid --set")
+    assert "goes on from here" in driver.lines[-1]
+    assert (run / "report.html").exists()
+    assert not (run / "owner.json").exists()
     saved = [name for name, at in stamps(run / "checkpoints").items() if at > wall]
     assert len(saved) == 2, "both trials in training"
     assert (run / "leaderboard.parquet").stat().st_mtime_ns > wall

@@ -39,12 +39,9 @@ def pets(seaweedfs: Seaweedfs, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="module")
-def quiet_pets(
-    pets: str, tmp_path_factory: pytest.TempPathFactory, caches: Path, short: Callable[[], Path]
-) -> Undisturbed:
+def quiet_pets(pets: str, tmp_path_factory: pytest.TempPathFactory, short: Callable[[], Path]) -> Undisturbed:
     """The grid from bucket to bucket when nothing happens to it."""
-    env = {"ORCHESTRATOR_CACHE_DIR": str(caches), "TMPDIR": str(short())}
-    with driving(tmp_path_factory.mktemp("pets"), *grid(pets, "quiet"), env=env) as driver:
+    with driving(tmp_path_factory.mktemp("pets"), *grid(pets, "quiet"), env={"TMPDIR": str(short())}) as driver:
         assert driver.end() == 0, driver.out
     clean(driver)
     return undisturbed(f"{pets}/runs/quiet")
