@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from aftermath import (
     GRID,
+    LONGER,
     Driver,
     Undisturbed,
     check,
+    check_longer,
     clean,
     driving,
     finished,
@@ -52,7 +54,7 @@ def part(driver: Driver, name: str) -> int:
 def test_workers_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
     """Twenty times in one grid a worker is killed at a random moment of its training: no point fails."""
     draw, kills, seen = random.Random(seed()), 0, {}
-    with driving(tmp_path, *GRID, env=env) as driver:
+    with driving(tmp_path, *LONGER, env=env) as driver:
         checkpoints = tmp_path / RUN / "checkpoints"
 
         def gone_further() -> list[int]:
@@ -72,7 +74,7 @@ def test_workers_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str, str],
                 kills += 1
         assert driver.end() == 0, driver.out
     clean(driver)
-    tried("worker killed at a random moment of its training", kills, check(str(tmp_path / RUN), quiet))
+    tried("worker killed at a random moment of its training", kills, check_longer(tmp_path, env, quiet))
 
 
 def test_drivers_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
@@ -85,7 +87,7 @@ def test_drivers_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str, str],
             if draw.random() < 0.3:
                 pause(draw.uniform(0, 3))  # while its workers start
             else:
-                driver.until("epoch ", draw.randrange(1, 50))  # of 480 in all: five drivers do not come to their end
+                driver.until("epoch ", draw.randrange(1, 40))  # of 240 in all: five drivers do not come to their end
             driver.kill()
             killed.append(driver)
         after = finished(tmp_path / RUN)
@@ -190,7 +192,7 @@ def test_what_tells_workers_to_stop_killed(
     with driving(tmp_path, *GRID, "--set", "train.checkpoint_every_s=3600", env=env) as driver:
         driver.until("epoch ", 10)
         os.kill(part(driver, "ray::Signal"), signal.SIGKILL)
-        driver.until("epoch ", 60)
+        driver.until("epoch ", 30)
         wall = time.time_ns()
         driver.send(signal.SIGINT)
         assert driver.end() == 130, driver.out
