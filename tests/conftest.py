@@ -1,4 +1,6 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and which tests run."""
+
+from __future__ import annotations
 
 import re
 import shutil
@@ -103,7 +105,7 @@ def working_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator["Browser"]:
+def browser() -> Iterator[Browser]:
     """Debian's chromium, or another one on PATH."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
@@ -117,12 +119,12 @@ def browser() -> Iterator["Browser"]:
 
 
 @pytest.fixture
-def visit(browser: Browser) -> Iterator[Callable[..., "Page"]]:
+def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Open a page; at the end of the test nothing has been said on its console and nothing asked of the network."""
     heard: list[str] = []
     contexts = []
 
-    def visit(file: Path, width: int = 1400, scheme: str = "light") -> "Page":
+    def visit(file: Path, width: int = 1400, scheme: str = "light") -> Page:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
