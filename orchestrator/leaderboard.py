@@ -7,7 +7,6 @@ from enum import StrEnum
 from typing import Annotated
 
 import pyarrow as pa
-import pyarrow.csv
 import typer
 from rich.console import Console, Group
 from rich.live import Live

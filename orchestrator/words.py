@@ -34,3 +34,9 @@ def now() -> str:
 def printable(text: str) -> str:
     """Without line breaks and what else moves a terminal's cursor or changes its colours."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
+
+
+def last_line(error: BaseException) -> str:
+    """What went wrong in at most 500 characters: the error's kind, and the last line of what may be a page."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"[:500]

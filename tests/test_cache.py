@@ -20,7 +20,8 @@ from orchestrator.data.cache import Cache, cache_folder, open_cache
 from orchestrator.data.index import Index, build_index
 from orchestrator.errors import BadInput
 from orchestrator.spec.sections import Data
-from orchestrator.store import Changed, Folder, Object, Store, open_store
+from orchestrator.store import Changed, Object, Store, open_store
+from orchestrator.store.folder import Folder
 
 SIZE = (24, 32)
 

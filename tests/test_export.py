@@ -150,7 +150,7 @@ def test_a_finished_trial_gives_its_models_again(worker: ProcessPoolExecutor, tm
     for at in (1, 0):
         milestone, point = trial.milestones[at], trial.points[at]
         asked = dataclasses.replace(trial, milestones=(milestone,), points=(point,))
-        again = worker.submit(train, asked, dataclasses.replace(work, keep=KeepModels.best, again=True)).result()
+        again = worker.submit(train, asked, dataclasses.replace(work, keep=KeepModels.best, models_only=True)).result()
         assert again.status == "ok", again.error
         assert models(tmp_path)[f"candidates/{point}"]["weights"] == result.digests[milestone]
         taken_over = again.history[0].train_s == result.history[0].train_s

@@ -16,7 +16,8 @@ from images import as_shards, class_folder, encoded, fill, parquet, picture, sha
 from orchestrator.data.index import Index, build_index, describe_bad
 from orchestrator.errors import BadInput
 from orchestrator.spec.sections import Data
-from orchestrator.store import Folder, Object, Store, open_store
+from orchestrator.store import Object, Store, open_store
+from orchestrator.store.folder import Folder
 
 ODD_NAMES = ["a b.png", "a+b.png", "100%.png", "größe 日本 😀.png", "a#b?c=d&e.png"]
 

@@ -207,7 +207,7 @@ def test_a_changed_source_is_noticed_while_it_is_read(
         return write(self, key, data)
 
     monkeypatch.setattr(store, "write", replace_one)
-    monkeypatch.setattr("orchestrator.store.HELD_BYTES", 1)
+    monkeypatch.setattr("orchestrator.store.interface.HELD_BYTES", 1)
     assert "tee/é.jpeg: must be as listed" in refused(capsys, src, tmp_path / "dst")
     assert len(shards(tmp_path / "dst")) == 4
 

@@ -175,17 +175,17 @@ def saved_and_loaded(folder: str) -> list[str]:
     import keras
     import nets
 
-    from orchestrator.train.export import _to_bytes, check_savable, load
+    from orchestrator.train.model_file import check_savable, load, to_bytes
 
     lines = []
     for layer in (nets.Times(), keras.layers.Lambda(lambda x: x * 2), nets.Closed(object())):
         try:
             check_savable(nets.build(layer), type(layer).__name__)
-            model = load(_to_bytes(nets.build(layer)), "m.keras", "nets:build")
+            model = load(to_bytes(nets.build(layer)), "m.keras", "nets:build")
             lines.append(f"loaded {type(model.layers[1]).__name__}")
         except BadInput as error:
             lines.append(str(error))
-    data = _to_bytes(nets.build(nets.Times()))
+    data = to_bytes(nets.build(nets.Times()))
     sys.modules.pop("nets")
     Path("nets.py").unlink()
     try:

@@ -74,7 +74,7 @@ DAMAGED = {
     "a list": "[]",
     "not UTF-8": b"\xff\xfe",
     "an unknown key": WHOLE[:-1] + ', "extra": 1}',
-    "a later version": WHOLE.replace('"version":1', '"version":2'),
+    "a later version": WHOLE.replace('"version":2', '"version":3'),
     "a number as text": WHOLE.replace('"epochs":2', '"epochs":"2"'),
     "no loss": WHOLE.replace('"loss":0.5', '"loss":null'),
     "an endless loss": WHOLE.replace('"loss":0.5', '"loss":NaN'),

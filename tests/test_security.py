@@ -82,7 +82,7 @@ def test_no_pickle_in_a_run_folder_is_read(tmp_path: Path):
     assert _read(run.store)[0] == {}
     objects = np.empty(1, object)
     objects[0] = Trap(mark)
-    code = "import sys; from orchestrator.train.trial import _arrays; _arrays(sys.stdin.buffer.read())"
+    code = "import sys; from orchestrator.train.checkpoint import read_arrays; read_arrays(sys.stdin.buffer.read())"
     for data in (trap, checkpoint(far=objects)):
         read = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=False)
         assert read.returncode == 1
@@ -95,7 +95,7 @@ def test_a_checkpoint_that_would_unpack_to_more_is_refused():
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as parts:
         parts.writestr("far.npy", bytes(10**7))
-    code = "import sys; from orchestrator.train.trial import _arrays; _arrays(sys.stdin.buffer.read())"
+    code = "import sys; from orchestrator.train.checkpoint import read_arrays; read_arrays(sys.stdin.buffer.read())"
     read = subprocess.run([sys.executable, "-c", code], input=buffer.getvalue(), capture_output=True, check=False)
     assert b"ValueError: it is compressed, which ours are not" in read.stderr
 

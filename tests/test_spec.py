@@ -73,7 +73,7 @@ WRONG = [
     (
         "metric",
         "f1",
-        "metric must be one of 'val_accuracy', 'best_val_accuracy', 'val_loss', 'accuracy' or 'loss', got",
+        "metric must be one of val_accuracy, val_loss, accuracy, loss, best_val_accuracy, got",
     ),
     ("resources.gpus_per_trial", "two", "resources.gpus_per_trial must be auto or a number of at least 0, got 'two'"),
     ("resources.usd_per_hour", "cheap", "resources.usd_per_hour must be a mapping, got 'cheap'"),

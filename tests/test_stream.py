@@ -19,7 +19,8 @@ from orchestrator.data.index import Index, build_index
 from orchestrator.data.stream import Encoded, _decode_jpeg, decode, decoded
 from orchestrator.errors import BadInput
 from orchestrator.spec.sections import Data
-from orchestrator.store import Changed, Folder, Missing, Object, Store, StoreError, open_store
+from orchestrator.store import Changed, Missing, Object, Store, StoreError, open_store
+from orchestrator.store.folder import Folder
 
 SIZE = (24, 32)
 PNG = encoded(picture(0))

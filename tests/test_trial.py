@@ -47,7 +47,7 @@ def work_in(folder: Path, *overrides: str) -> tuple[WorkerContext, tuple[Trial, 
 
 def start_worker() -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    from orchestrator.train.trial import use_device
+    from orchestrator.train.device import use_device
 
     use_device(1)
 
@@ -68,11 +68,11 @@ def train_and_listen(trial: Trial, work: WorkerContext) -> tuple[Result, list[st
 
 def train_in_pieces(trial: Trial, work: WorkerContext) -> tuple[Result, list[float]]:
     """It asks after every batch, and is stopped again and again; and the epochs behind it each time it went on."""
-    from orchestrator.train import trial as room
-    from orchestrator.train.trial import _STRETCH_S, run_trial
+    from orchestrator.train import loop
+    from orchestrator.train.trial import run_trial
 
     begun: list[float] = []
-    stretch_s, room._STRETCH_S = _STRETCH_S, 0.0
+    stretch_s, loop._STRETCH_S = loop._STRETCH_S, 0.0
     result = None
     while not result:
         asks = iter(range((1, 15, 2, 9)[len(begun) % 4] - 1))
@@ -80,7 +80,7 @@ def train_in_pieces(trial: Trial, work: WorkerContext) -> tuple[Result, list[flo
             trial, work, lambda unreadable, behind: begun.append(behind), lambda epoch: None,
             lambda asks=asks: next(asks, None) is None,
         )  # fmt: skip
-    room._STRETCH_S = stretch_s
+    loop._STRETCH_S = stretch_s
     return result, begun
 
 
@@ -107,25 +107,26 @@ def train_resident(trial: Trial, work: WorkerContext) -> Result:
     """As on a GPU: the images are on the device, and picked and augmented there. Here the device is the CPU."""
     from orchestrator.train import trial as room
 
-    room._roomy_device = lambda images: "CPU:0"
+    room.gpu_with_room = lambda images: "CPU:0"
     return train(trial, work)
 
 
 def train_and_die(trial: Trial, work: WorkerContext, epochs: int) -> None:
     """Train, and be killed as the machine's power would do it: in the middle of the epoch after `epochs`."""
     start_worker()
-    from orchestrator.train.trial import _Saver, run_trial
+    from orchestrator.train.checkpoint import CheckpointWriter
+    from orchestrator.train.trial import run_trial
 
-    save_if_due = _Saver.save_if_due
+    write_if_due = CheckpointWriter.write_if_due
 
-    def die_after_saving(saver) -> None:
-        save_if_due(saver)
-        training = saver._training
-        if len(training.history) == epochs and training.step > 0 and saver._thread:
-            saver._thread.join()
+    def die_after_writing(writer: CheckpointWriter) -> None:
+        write_if_due(writer)
+        state = writer._snapshot().state
+        if len(state.history) == epochs and state.step > 0 and writer._thread:
+            writer.wait()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    _Saver.save_if_due = die_after_saving
+    CheckpointWriter.write_if_due = die_after_writing
     run_trial(trial, work, lambda unreadable, behind: None, lambda epoch: None)
 
 
@@ -265,7 +266,7 @@ def test_a_damaged_checkpoint_means_a_fresh_start(
 
 def read_with_every_bit_turned() -> list[str]:
     """Each bit of a small checkpoint turned over in its turn: what came of it that was neither whole nor an error."""
-    from orchestrator.train.trial import _arrays
+    from orchestrator.train.checkpoint import read_arrays
 
     arrays, file = {"far": np.arange(9, dtype=np.uint8), "v0000": np.ones((2, 2), np.float32)}, io.BytesIO()
     np.savez(file, **arrays)
@@ -274,7 +275,7 @@ def read_with_every_bit_turned() -> list[str]:
         data = bytearray(whole)
         data[i] ^= 1 << bit
         with contextlib.suppress(ValueError):
-            found = _arrays(bytes(data))
+            found = read_arrays(bytes(data))
             for name in found.keys() & arrays:
                 if found[name].tobytes() != arrays[name].tobytes():
                     strange.append(f"bit {bit} of byte {i}: {name}")
@@ -366,7 +367,7 @@ def settings_of_a_gpu() -> tuple[int, list[tuple[str, float]]]:
     """Threads, and what TensorFlow is told of a GPU that it is made to believe in: first without a limit, then with."""
     import tensorflow as tf
 
-    from orchestrator.train.trial import use_device
+    from orchestrator.train.device import use_device
 
     told: list[tuple[str, float]] = []
     tf.config.list_physical_devices = lambda kind: [kind]
@@ -396,7 +397,7 @@ def adam_after(steps: int) -> tuple[float, float]:
     import keras
     import tensorflow as tf
 
-    from orchestrator.train.trial import FusedAdam
+    from orchestrator.train.optimizers import FusedAdam
 
     rng = np.random.default_rng(0)
     start = rng.normal(size=(40, 30)).astype("float32")

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.metrics import METRICS
 from orchestrator.words import label
 
 _SIGN_TEST = 6  # so many equal differences have a chance of 2^-5 in a fair game, under 5%
@@ -101,13 +102,13 @@ def configurations(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metri
                 train_s=math.fsum(times) / len(times) if times else None,
             )
         )
-    sign = -1 if metric.endswith("accuracy") else 1
-    return tuple(sorted(folded, key=lambda each: (-each.score.count, sign * each.score.mean)))
+    sign = METRICS[metric].sign
+    return tuple(sorted(folded, key=lambda each: (-each.score.count, -sign * each.score.mean)))
 
 
 def lead(a: Configuration, b: Configuration, metric: str) -> Estimate | None:
     """How far `a` is ahead of `b` on the seeds of both, positive when better; None with fewer than two such seeds."""
-    sign = 1 if metric.endswith("accuracy") else -1
+    sign = METRICS[metric].sign
     seeds = a.scores.keys() & b.scores.keys()
     return estimate([sign * (a.scores[seed] - b.scores[seed]) for seed in sorted(seeds)]) if len(seeds) > 1 else None
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from orchestrator.metrics import METRICS, recorded, shown
 from orchestrator.plan.forecast import price
 from orchestrator.plan.points import Plan, Point
-from orchestrator.run.result import Epoch, Result, read_off
+from orchestrator.run.result import Result, best_epoch, read_off
 from orchestrator.spec.sections import EarlyStopping, Resources
 
 SCHEMA_VERSION = 1
@@ -17,12 +18,9 @@ _TIME = pa.timestamp("s", tz="UTC")
 _BEFORE = {"rank": pa.int32(), "point_id": pa.string(), "trial_id": pa.string(), "status": pa.string()}
 _AFTER = {
     "seed": pa.int64(),
-    "val_accuracy": pa.float64(),
-    "val_loss": pa.float64(),
-    "accuracy": pa.float64(),
-    "loss": pa.float64(),
+    **{name: pa.float64() for name in shown("board") if not METRICS[name].best_of},
     "best_epoch": pa.int32(),
-    "best_val_accuracy": pa.float64(),
+    **{name: pa.float64() for name in shown("board") if METRICS[name].best_of},
     "epochs_trained": pa.int32(),
     "steps_per_epoch": pa.int32(),
     "train_s": pa.float64(),
@@ -58,10 +56,15 @@ def build_board(
 
 
 def ranked(rows: list[dict[str, Any]], axes: Sequence[str], metric: str) -> pa.Table:
-    sign = -1 if metric.endswith("accuracy") else 1
+    sign = METRICS[metric].sign
     order = {"ok": 0, "failed": 1, "running": 2, "pending": 3}
-    # of equals, the one that took fewer epochs; as result.merit has it
-    rows.sort(key=lambda row: (order[row["status"]], sign * (row.get(metric) or 0.0), row.get("epochs_trained") or 0))
+
+    def place(row: dict[str, Any]) -> tuple[int, bool, float, int]:
+        """Of equals, the one that took fewer epochs is first; as result.merit has it."""
+        value = row.get(metric)
+        return order[row["status"]], value is None, -sign * (value or 0.0), row.get("epochs_trained") or 0
+
+    rows.sort(key=place)
     for i, row in enumerate(rows):
         row["rank"] = i + 1 if row["status"] == "ok" else None
     types = {name: _type([row[name] for row in rows]) for name in axes}
@@ -79,11 +82,13 @@ def build_history(results: Mapping[str, Result]) -> pa.Table:
         {
             "trial_id": pa.string(),
             "epoch": pa.int32(),
-            **{name: pa.float64() for name in Epoch.model_fields if name != "epoch"},
+            **{name: pa.float64() for name in (*recorded(), "train_s", "images_per_s", "validate_s")},
         }
     )
     rows = [
-        {"trial_id": result.trial_id, **epoch.model_dump()} for result in results.values() for epoch in result.history
+        {"trial_id": result.trial_id, "epoch": epoch.epoch, **epoch.figures}
+        for result in results.values()
+        for epoch in result.history
     ]
     return pa.Table.from_pylist(rows, schema=schema)
 
@@ -110,15 +115,15 @@ def _row(
     history = result.history[: point.epochs]
     if not history or result.status != "ok":
         return row
-    shown = read_off(history, bool(stopping and stopping.restore_best))
-    best = max(history, key=lambda epoch: epoch.val_accuracy)
+    read = read_off(history, bool(stopping and stopping.restore_best))
     train_s = sum(epoch.train_s for epoch in history)
     worker_s = train_s + sum(epoch.validate_s for epoch in history)
     usd = price(resources, result.node_type)
-    row |= {name: getattr(shown, name) for name in ("val_accuracy", "val_loss", "accuracy", "loss")}
+    for metric in map(METRICS.__getitem__, shown("board")):
+        epoch = best_epoch(history, metric.best_of) if metric.best_of else read
+        row[metric.name] = epoch.metrics.get(metric.recorded)
     return row | {
-        "best_epoch": best.epoch,
-        "best_val_accuracy": best.val_accuracy,
+        "best_epoch": best_epoch(history, "val_accuracy").epoch,
         "epochs_trained": len(history),
         "train_s": train_s,
         "images_per_s": sum(epoch.images_per_s * epoch.train_s for epoch in history) / train_s if train_s else None,

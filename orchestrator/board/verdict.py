@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.board.estimates import Configuration, Estimate, is_apart, lead, spread
+from orchestrator.metrics import METRICS, Metric, recorded
 from orchestrator.words import clock, plural
 
 
@@ -77,7 +78,7 @@ def judge(
 def mean_curve(curves: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
     """The mean of several trials' epochs, as long as the shortest that has any."""
     curves = [curve for curve in curves if curve]
-    names = ("loss", "accuracy", "val_loss", "val_accuracy")
+    names = [name for name in recorded() if all(epoch.get(name) is not None for curve in curves for epoch in curve)]
     return [
         {"epoch": i + 1, **{name: math.fsum(epoch[name] for epoch in epochs) / len(epochs) for name in names}}
         for i, epochs in enumerate(zip(*curves, strict=False))
@@ -146,7 +147,7 @@ def _say_curve(verdict: Verdict) -> list[str]:
     if not verdict.curve:
         return []
     last = verdict.curve[-1]
-    gap = f"accuracy {last['accuracy']:.4f} in training, {last['val_accuracy']:.4f} in validation"
+    gap = _say_gap(last, METRICS[METRICS[verdict.metric].recorded])
     if found := verdict.overfitting:
         rose = f"val_loss rose from {found.lowest:.4f} to {found.last:.4f} while loss fell"
         return [f"overfitting from epoch {found.epoch}: {rose}; {gap}"]
@@ -154,6 +155,14 @@ def _say_curve(verdict: Verdict) -> list[str]:
     if lowest == last["epoch"] and len(verdict.curve) > 1:
         return [f"no overfitting: val_loss was lowest in the last epoch, {lowest}, so more epochs may help; {gap}"]
     return [f"no overfitting seen in {plural(len(verdict.curve), 'epoch')}; {gap}"]
+
+
+def _say_gap(last: Mapping[str, float], metric: Metric) -> str:
+    """The metric for training and validation images after the last epoch; accuracy, where it is known for one alone."""
+    if metric.training_twin not in last:
+        metric = METRICS["val_accuracy"]
+    training = metric.training_twin or metric.name
+    return f"{training} {metric.text(last[training])} in training, {metric.text(last[metric.name])} in validation"
 
 
 def _time(seconds: float) -> str:

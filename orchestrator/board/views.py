@@ -16,14 +16,17 @@ from orchestrator.board.estimates import Configuration, configurations, is_apart
 from orchestrator.board.table import COLUMNS, facts, plain, ranked, schema
 from orchestrator.board.verdict import Verdict, judge
 from orchestrator.errors import BadInput
+from orchestrator.metrics import METRICS
 from orchestrator.spec.axes import axis_path, canonical
 
 
 def sort_board(board: pa.Table, column: str) -> pa.Table:
-    """Order by one column: accuracies from the highest, everything else from the lowest; empty ones last."""
+    """Order by one column: what is better when higher from the highest, the rest from the lowest; empty ones last."""
     if column not in board.column_names:
         raise BadInput(f"--sort must be a column of the leaderboard ({', '.join(board.column_names)}), got {column}")
-    order = "descending" if column.endswith("accuracy") or column in ("images_per_s", "share") else "ascending"
+    metric = METRICS.get(column)
+    falls = metric.better == "higher" if metric else column in ("images_per_s", "share")
+    order = "descending" if falls else "ascending"
     return board.sort_by([(column, order)])
 
 
@@ -83,7 +86,7 @@ def curves(history: pa.Table, trial_ids: Sequence[str] | None = None) -> dict[st
 
 
 def fold(board: pa.Table) -> tuple[Configuration, ...]:
-    """The configurations of a board, best first; see `statistics.configurations`."""
+    """The configurations of a board, best first; see `estimates.configurations`."""
     about = facts(board)
     return configurations(board.to_pylist(), about["axes"], about["metric"])
 

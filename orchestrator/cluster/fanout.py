@@ -65,17 +65,19 @@ class Watch(Protocol):
     """Who is told what happens, in the order it happens, on one thread, which is not the caller's of fan_out."""
 
     def started(self, trial_id: str) -> None: ...
-    def ready(self, trial_id: str, behind: float, unreadable: dict[int, str]) -> None:
-        """A worker has its node's cache open and is about to train on, after the epochs that lie behind the trial.
-
-        unreadable: row of the index -> reason.
-        """
+    def ready(self, trial_id: str, behind: float) -> None:
+        """A worker that may start is about to train on, after the epochs that lie behind the trial."""
 
     def refused(self, trial: Trial, why: str) -> None:
         """A worker cannot train this trial: bad data, a model that does not fit, a full disk."""
 
-    def may_start(self, trial: Trial, behind: float, node_type: str | None, node_share: float) -> bool:
-        """The same once more: on what node, and on what fraction of it. False leaves the trial."""
+    def may_start(
+        self, trial: Trial, behind: float, unreadable: dict[int, str], node_type: str | None, node_share: float
+    ) -> bool:
+        """A worker has its node's cache open: after which epochs, on what node and what fraction of it it would train.
+
+        unreadable: row of the index -> reason. False leaves the trial.
+        """
 
     def over(self) -> bool:
         """Asked several times a second: whether to stop now, whatever runs."""
@@ -419,7 +421,7 @@ def _tune(
                     trial.max_failures = trial.num_failures + TRIES - 1
                 self.behind[trial_id] = result["behind"]
                 self.at_work.add(trial_id)
-                watch.ready(trial_id, result["behind"], result["ready"])
+                watch.ready(trial_id, result["behind"])
             elif "outgrown" in result:
                 trial.max_failures += 1  # the death to come is not the trial's
                 self.outgrown.add(trial_id)
@@ -455,7 +457,8 @@ def _tune(
             if "ready" not in result:
                 return False
             trial = by_id[result["trial"]]
-            return not watch.may_start(trial, result["behind"], result["node_type"], result["node_share"])
+            node_type, node_share = result["node_type"], result["node_share"]
+            return not watch.may_start(trial, result["behind"], result["ready"], node_type, node_share)
 
         def stop_all(self) -> bool:
             watch.go_on()

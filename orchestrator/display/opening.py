@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 
 from orchestrator.board.table import COLUMNS, build_history
 from orchestrator.errors import BadInput
+from orchestrator.metrics import shown
 from orchestrator.run.folder import BOARD, HISTORY, read_parquet
 from orchestrator.store import Missing, open_store
 from orchestrator.words import printable
@@ -25,8 +25,9 @@ def read_board(uri: str) -> pa.Table:
             f"{folder} must be a run folder, and holds no {name}: give the folder that "
             f"`python -m orchestrator.grid` printed"
         ) from None
-    if "cost_usd" not in board.column_names:  # a board of 0.1.0's first days
-        board = board.append_column("cost_usd", pa.nulls(board.num_rows, pa.float64()))
+    for column in ("cost_usd", *shown("board")):  # of a version that knew no such column
+        if column not in board.column_names:
+            board = board.append_column(column, pa.nulls(board.num_rows, pa.float64()))
     if missing := [column for column in COLUMNS if column not in board.column_names]:
         raise BadInput(f"{name} in {folder} must be a leaderboard, and has no column {missing[0]}")
     return board

@@ -28,12 +28,12 @@ from orchestrator.board.views import by_config, curves, fold, verdict
 from orchestrator.display.opening import read_board, read_history
 from orchestrator.display.table import columns
 from orchestrator.errors import BadInput
+from orchestrator.metrics import METRICS, recorded, shown
 from orchestrator.run.folder import BEST, DATASET, REPORT, SKIPPED, SPEC, VALIDATION, Run, read_parquet
 from orchestrator.words import now
 
 _MOST_EPOCHS = 100_000  # in all curves together: about 3 MB; longer ones are thinned out
 _MOST_SKIPPED = 100
-_CURVE = ("loss", "accuracy", "val_loss", "val_accuracy")
 
 
 def write_page(run: Run) -> str:
@@ -53,17 +53,23 @@ def gather(run: Run) -> dict[str, Any]:
     skipped = _read_json(run, SKIPPED) or []
     spec = run.read_if_there(SPEC)
     several_seeds = len(set(table["seed"].to_pylist())) > 1
-    shown = dict.fromkeys(["rank", about["metric"], *columns(table, ["peak_memory_mb"])])
+    listed = dict.fromkeys(["rank", about["metric"], *columns(table, ["peak_memory_mb"])])
     return {
         "name": run.store.uri.rstrip("/").rpartition("/")[2],
         "written": now(),
         "metric": about["metric"],
+        "metrics": {name: {"higher": m.better == "higher", "decimals": m.decimals} for name, m in METRICS.items()},
+        "charts": [
+            {"training": METRICS[name].training_twin, "validation": name}
+            for name in shown("board")
+            if METRICS[name].computed_from in ("validation", "predictions")
+        ],
         "axes": about["axes"],
         "verdict": sentences(found) if found else [],
         "score": spread(found.best.score) if found else None,
         "overfitting": found.overfitting.epoch if found and found.overfitting else None,
         "best_trials": found.best.trial_ids if found else [],
-        "board": _columnar(table, list(shown)),
+        "board": _columnar(table, list(listed)),
         "configurations": _columnar(folded := by_config(table), folded.column_names) if several_seeds else None,
         "curves": _curves(history),
         "effects": _effects(table, about["axes"]),
@@ -120,9 +126,10 @@ def _curves(history: pa.Table) -> dict[str, Any]:
     found = {}
     for trial_id, epochs in curves(history).items():
         kept = [epoch for i, epoch in enumerate(epochs) if i % step == 0 or i == len(epochs) - 1]
+        names = [name for name in recorded() if all(epoch.get(name) is not None for epoch in kept)]
         found[trial_id] = {
             "epoch": [epoch["epoch"] for epoch in kept],
-            **{name: [float(f"{epoch[name]:.4g}") for epoch in kept] for name in _CURVE},
+            **{name: [float(f"{epoch[name]:.4g}") for epoch in kept] for name in names},
         }
     return found
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.board.table import facts
+from orchestrator.metrics import of_column, shown
 from orchestrator.words import printable
 
 _TEXT_CELLS = 24  # an error wraps, and so does a long text of an axis, but not into a narrower column
@@ -24,13 +25,13 @@ def as_rich(board: pa.Table, width: int) -> Table | Group:
 
     Where they do not all fit, the least important ones are left out, and a line below says which; no number wraps.
     """
-    shown = columns(board)
-    cells = {name: [_cell(value, name) for value in board[name].to_pylist()] for name in shown}
-    texts = {name for name in shown if board.schema.field(name).type == pa.string()}
-    wide = {name: max(cell_len(text) for text in (name, *cells[name])) for name in shown}
+    names = columns(board)
+    cells = {name: [_cell(value, name) for value in board[name].to_pylist()] for name in names}
+    texts = {name for name in names if board.schema.field(name).type == pa.string()}
+    wide = {name: max(cell_len(text) for text in (name, *cells[name])) for name in names}
     wide |= {name: min(wide[name], max(cell_len(name), _TEXT_CELLS)) for name in texts}
     left_out = []
-    for name in _least_important(board, shown):
+    for name in _least_important(board, names):
         if sum(wide.values()) + 2 * (len(wide) - 1) <= width:
             break
         del wide[name]
@@ -46,7 +47,7 @@ def as_rich(board: pa.Table, width: int) -> Table | Group:
     if not left_out:
         return table
     note = (
-        f"too narrow for {', '.join(name for name in shown if name in left_out)}: widen the terminal, or --format csv"
+        f"too narrow for {', '.join(name for name in names if name in left_out)}: widen the terminal, or --format csv"
     )
     return Group(table, Text(f"\n{note}"))
 
@@ -57,7 +58,7 @@ def columns(board: pa.Table, more: Sequence[str] = ()) -> list[str]:
         return board.column_names
     about = facts(board)
     several_seeds = len(set(board["seed"].to_pylist())) > 1
-    metrics = ["val_accuracy", "val_loss", "accuracy"]
+    metrics = shown("table")
     return [
         "rank",
         *(name for name in about["axes"] if name in board.column_names),
@@ -71,18 +72,18 @@ def columns(board: pa.Table, more: Sequence[str] = ()) -> list[str]:
     ]
 
 
-def _least_important(board: pa.Table, shown: Sequence[str]) -> list[str]:
+def _least_important(board: pa.Table, names: Sequence[str]) -> list[str]:
     """In which order columns go; rank and metric never do."""
     about = facts(board)
-    settled = ["status"] if set(board["status"].to_pylist() if "status" in shown else []) <= {"ok"} else []
-    metrics = ["accuracy", "val_loss", "val_accuracy"]
-    spreads = [name for name in shown if name.endswith(("_std", "_low", "_high"))]
-    axes = [name for name in about["axes"] if name in shown]
+    settled = ["status"] if set(board["status"].to_pylist() if "status" in names else []) <= {"ok"} else []
+    metrics = shown("table")[::-1]
+    spreads = [name for name in names if name.endswith(("_std", "_low", "_high"))]
+    axes = [name for name in about["axes"] if name in names]
     order = ["images_per_s", "best_epoch", *settled, "configurations", *metrics, *spreads, "train_s", "error", "status"]
     order += ["seeds", "verdict"]
     order += [name for name in axes if len(set(board[name].to_pylist())) == 1]  # it tells no point from another
     order += [*reversed(axes), "seed"]
-    return [name for name in dict.fromkeys(order) if name in shown and name != about["metric"]]
+    return [name for name in dict.fromkeys(order) if name in names and name != about["metric"]]
 
 
 def _cell(value: Any, name: str) -> str:
@@ -93,7 +94,9 @@ def _cell(value: Any, name: str) -> str:
             return f"{value:.0f}"
         if name == "share":
             return f"{value:.1%}"
-        if name.endswith(("accuracy", "loss", "_std", "_low", "_high")) or name == "cost_usd":
+        if metric := of_column(name):
+            return metric.text(value)
+        if name == "cost_usd":
             return f"{value:.4f}"
         return f"{value:.1f}" if name == "train_s" else f"{value:g}"
     return printable(str(value))

@@ -11,7 +11,7 @@ import statistics
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +111,15 @@ class _Seen:
     def started(self, trial_id: str) -> None:
         self._since[trial_id] = time.monotonic()
 
-    def ready(self, trial_id: str, behind: float, unreadable: dict[int, str]) -> None:
+    def ready(self, trial_id: str, behind: float) -> None:
         self.first_ready_s = self.first_ready_s or time.monotonic()
 
     def refused(self, trial: Trial, why: str) -> None:
         self.why = why
 
-    def may_start(self, trial: Trial, behind: float, node_type: str | None, node_share: float) -> bool:
+    def may_start(
+        self, trial: Trial, behind: float, unreadable: Mapping[int, str], node_type: str | None, node_share: float
+    ) -> bool:
         return True
 
     def say(self, line: str) -> None:

@@ -67,6 +67,9 @@ def orchestrate(
             f"{run.store.uri} holds a run whose trials share other settings ({'; '.join(changed)}): "
             f"give this one another --name, or set them back"
         )
+    console = make_console(stderr=as_json)
+    if not (plan_only or takeover):
+        refuse_if_held(run.store, console.out)  # before the results are read: some may come until then
     gathered = RunState(run, plan, run.read_results(), spec, keep)
     stands = count_by_state(plan, gathered.done, before["points"] if before else ())
     if plan_only:
@@ -80,16 +83,14 @@ def orchestrate(
 
     if mlflow:
         check_server(mlflow)
-    console = make_console(stderr=as_json)
     interrupted = False
     work = WorkerContext(spec, index, images, run, keep)
     try:
         if remaining(plan, gathered.done):
             interrupted = _train(work, plan, gathered, takeover, console)
         else:
-            if not takeover:
-                refuse_if_held(run.store)
-            with on_signals(gathered.interrupt), Lease(run.store, gathered.kill.set, takeover) as gathered.lease:
+            lease = Lease(run.store, gathered.kill.set, takeover, console.out)
+            with on_signals(gathered.interrupt), lease as gathered.lease:
                 _take(run, keep, gathered.lease, console)
                 run.write_plan(to_yaml(spec), plan.shared, [point.id for point in plan.points])
                 _finish(work, plan, gathered, None, console)
@@ -110,8 +111,6 @@ def _train(work: WorkerContext, plan: Plan, gathered: RunState, takeover: bool, 
     """Train what remains, and write the tables while results land. Returns whether it was interrupted."""
     from orchestrator.cluster import fanout  # here, so that --plan and a finished run load no Ray
 
-    if not takeover:
-        refuse_if_held(work.run.store)
     todo = remaining(plan, gathered.done)
     alike = {(trial.values.get("batch_size"), trial.values.get("image_size")): trial.values for trial in todo}
     trial_mb = max(gpu_memory_mb(resolve(work.spec, values), plan.counts) for values in alike.values())
@@ -124,9 +123,12 @@ def _train(work: WorkerContext, plan: Plan, gathered: RunState, takeover: bool, 
         def begin(unreadable: Mapping[int, str]) -> None:
             """The data and the model will do: take the run folder."""
             skipped = _skipped(work.index, unreadable, work.spec)
-            gathered.lease = held.enter_context(Lease(work.run.store, gathered.kill.set, takeover))
+            gathered.lease = held.enter_context(Lease(work.run.store, gathered.kill.set, takeover, console.out))
             _take(work.run, work.keep, gathered.lease, console)
+            before = len(gathered.done)
             gathered.take(work.run.read_results())  # another driver may have been at work until now
+            if found := len(gathered.done) - before:
+                console.out(f"{plural(found, 'trial')} done by another driver meanwhile: not trained again")
             work.run.write_plan(to_yaml(work.spec), plan.shared, [point.id for point in plan.points])
             work.run.write_dataset(_facts(work.index, unreadable, work.spec))
             if skipped:
@@ -154,7 +156,9 @@ def _train(work: WorkerContext, plan: Plan, gathered: RunState, takeover: bool, 
 def _take(run: Run, keep: KeepModels, lease: Lease, console: Console) -> None:
     """The run folder is ours: put it in order, and say what the person should know of it."""
     if not lease.exclusive:
-        console.out(f"{run.store.uri} knows no conditional writes: see to it that only one driver at a time writes it")
+        console.out(
+            f"{run.store.uri} knows no conditional writes that hold: see to it that only one driver at a time writes it"
+        )
     for aside in run.tidy(keep):
         console.out(f"a table was damaged, and is made anew; what was there is in {aside}")
 
@@ -183,9 +187,9 @@ def _place_models(
     from orchestrator.cluster import fanout  # here, so that a finished run loads no Ray
 
     with contextlib.nullcontext(cluster) if cluster else fanout.connect(work.spec.resources) as cluster:
-        again = RetrainingWatch(gathered.results, console)
+        again, models_only = RetrainingWatch(gathered.results, console), dataclasses.replace(work, models_only=True)
         try:
-            fanout.fan_out(dataclasses.replace(work, again=True), cluster, todo, again, gathered.stop, gathered.kill)
+            fanout.fan_out(models_only, cluster, todo, again, gathered.stop, gathered.kill)
         except BadInput as error:  # the board is whole without
             console.out(f"models: {error}")
     if not gathered.stop.is_set() and gathered.lease.holds() and (left := place()):

@@ -8,6 +8,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.metrics import METRICS, shown
 from orchestrator.plan.points import Plan, Trial
 from orchestrator.run.result import Epoch, Result
 from orchestrator.words import clock, label, plural
@@ -25,7 +26,7 @@ class Progress:
         self._trials = {trial.id: trial for trial in plan.trials}
         self._todo = {trial.id: trial for trial in todo}  # longest first
         self._todo_s = sum(trial.forecast_s for trial in todo)
-        self._metric, self._slots, self._console = metric, slots, console
+        self._metric, self._slots, self._console = METRICS[metric], slots, console
         self._running: dict[str, Epoch | None] = {}
         self._behind: dict[str, float] = {}  # epochs that those at work have behind them
         self._ended = self._failed = 0
@@ -61,16 +62,12 @@ class Progress:
         self._measured_s += epoch.train_s + epoch.validate_s
         self._forecast_s += trial.forecast_s / trial.milestones[-1]
         self._pace = self._measured_s / self._forecast_s if self._forecast_s else 1.0
-        value = getattr(epoch, self._metric.removeprefix("best_"))
-        better = self._best is None or (
-            value > self._best[0] if self._metric.endswith("accuracy") else value < self._best[0]
-        )
-        if better:
+        value = epoch.metrics[self._metric.recorded]
+        if self._best is None or self._metric.sign * value > self._metric.sign * self._best[0]:
             self._best = (value, f"{label(trial.values, trial.seed)} epoch {epoch.epoch}")
         self.say(
             f"epoch {epoch.epoch}/{trial.milestones[-1]}  {label(trial.values, trial.seed)}  "
-            f"val_accuracy {epoch.val_accuracy:.4f}  val_loss {epoch.val_loss:.4f}  loss {epoch.loss:.4f}  "
-            f"{epoch.images_per_s:.0f} images/s"
+            f"{'  '.join(f'{name} {_text(epoch, name)}' for name in shown('live'))}  {epoch.images_per_s:.0f} images/s"
         )
 
     def ended(self, result: Result) -> None:
@@ -121,24 +118,24 @@ class Progress:
     def _table(self) -> Group:
         """What a terminal shows, asked for four times a second, in another thread."""
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("trial", "epoch", "val_accuracy", "val_loss", "images/s"):
+        names = shown("live")
+        for name in ("trial", "epoch", *names, "images/s"):
             table.add_column(name, justify="left" if name == "trial" else "right")
         for trial_id, epoch in list(self._running.items())[:_LINES]:
             trial = self._trials[trial_id]
             cells = (
                 (
                     f"{epoch.epoch}/{trial.milestones[-1]}",
-                    f"{epoch.val_accuracy:.4f}",
-                    f"{epoch.val_loss:.4f}",
+                    *(_text(epoch, name) for name in names),
                     f"{epoch.images_per_s:.0f}",
                 )
                 if epoch
-                else (f"0/{trial.milestones[-1]}", "-", "-", "-")
+                else (f"0/{trial.milestones[-1]}", *("-" for _ in names), "-")
             )
             table.add_row(label(trial.values, trial.seed), *cells)
         more = len(self._running) - _LINES
         best = (
-            f"best so far: {self._metric.removeprefix('best_')} {self._best[0]:.4f} ({self._best[1]})"
+            f"best so far: {self._metric.recorded} {self._metric.text(self._best[0])} ({self._best[1]})"
             if self._best
             else ""
         )
@@ -149,3 +146,7 @@ class Progress:
             f"about {clock(self._left_s())} left"
         )
         return Group(table, *([Text(f"and {more} more")] if more > 0 else []), Text(best), Text(status))
+
+
+def _text(epoch: Epoch, metric: str) -> str:
+    return METRICS[metric].text(epoch.metrics[metric])

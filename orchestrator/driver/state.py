@@ -31,10 +31,12 @@ class RetrainingWatch:
     def started(self, trial_id: str) -> None:
         self._console.out(f"models: training {trial_id} again")
 
-    def ready(self, trial_id: str, behind: float, unreadable: Mapping[int, str]) -> None:
+    def ready(self, trial_id: str, behind: float) -> None:
         pass
 
-    def may_start(self, trial: Trial, behind: float, node_type: str | None, node_share: float) -> bool:
+    def may_start(
+        self, trial: Trial, behind: float, unreadable: Mapping[int, str], node_type: str | None, node_share: float
+    ) -> bool:
         return True
 
     def over(self) -> bool:
@@ -103,8 +105,7 @@ class RunState:
         self._write_if_due()
         self.progress.started(trial_id)
 
-    def ready(self, trial_id: str, behind: float, unreadable: Mapping[int, str]) -> None:
-        self.take_folder(unreadable)
+    def ready(self, trial_id: str, behind: float) -> None:
         self.progress.ready(trial_id, behind)
 
     def take_folder(self, unreadable: Mapping[int, str]) -> None:
@@ -124,7 +125,9 @@ class RunState:
         else:
             self.ended(Result(trial_id=trial.id, status="failed", epochs=trial.milestones[-1], error=why))
 
-    def may_start(self, trial: Trial, behind: float, node_type: str | None, node_share: float) -> bool:
+    def may_start(
+        self, trial: Trial, behind: float, unreadable: Mapping[int, str], node_type: str | None, node_share: float
+    ) -> bool:
         usd = price(self._spec.resources, node_type)
         if usd is None and self._spec.budget.max_usd is not None:
             self.refusal = (
@@ -132,6 +135,10 @@ class RunState:
                 f"resources.usd_per_hour, or budget.max_hours instead"
             )
             self.kill.set()
+            return False
+        self.take_folder(unreadable)
+        if self.done.get(trial.id, 0) >= trial.milestones[-1]:
+            self.ended(self.results[trial.id])
             return False
         rate = (usd or 0.0) * node_share / 3600
         starts = self._meter.start(trial.id, time.monotonic(), self.progress.expected_s(trial.id, behind), rate)

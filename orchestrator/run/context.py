@@ -15,7 +15,7 @@ class WorkerContext:
     Attributes:
         images: Where the index was listed.
         keep: Which models the workers write.
-        again: The trials are done, and are trained again for their models alone.
+        models_only: The trials are done, and are trained again for their models: results and checkpoints stay.
     """
 
     spec: Spec
@@ -23,4 +23,4 @@ class WorkerContext:
     images: Store
     run: Run
     keep: KeepModels = KeepModels.none
-    again: bool = False
+    models_only: bool = False

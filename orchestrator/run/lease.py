@@ -2,6 +2,9 @@
 
 A lease is stale when its process is gone from this machine, or when nobody renewed it for STALE_S of this process's own
 time: no clock of another machine is trusted.
+
+Where the store's conditional writes hold, at most one driver has the lease. Where some do not, which is found out when
+the lease is taken, the driver writes, waits for SETTLE_S and looks whether the lease is still its own.
 """
 
 import contextlib
@@ -21,24 +24,33 @@ from orchestrator.words import now
 KEY = "owner.json"
 RENEW_S = 5.0
 STALE_S = 20.0
+SETTLE_S = 3.0
+ROUNDS = 5  # how often the lease may slip away to others while it is taken
 # runs on while the machine sleeps, and no one can set it
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def _unsaid(line: str) -> None:
+    """Where nobody is there to read it."""
 
 
 class Lease:
     """The right to write a run folder. Use as a context manager: `with Lease(store, on_lost): ...`.
 
     on_lost: called once, perhaps from another thread, when somebody else has taken the run over.
+    say: called with a line for the person before a wait of more than a few seconds.
 
     Attributes:
         lost: Somebody else drives this run now.
         trouble: Why the lease could not be renewed the last time; None where it was.
-        exclusive: The store refuses a second driver by itself. Where it knows no conditional writes, only a look at
-            owner.json before each write does, and two drivers that start in the same moment may both go on.
+        exclusive: The store refuses a second driver by itself. Where not all its conditional writes hold, only a look
+            at owner.json before each write does, and two that start in the same moment may both go on for a while.
     """
 
-    def __init__(self, store: Store, on_lost: Callable[[], None], takeover: bool = False) -> None:
-        self._store, self._on_lost, self._takeover = store, on_lost, takeover
+    def __init__(
+        self, store: Store, on_lost: Callable[[], None], takeover: bool = False, say: Callable[[str], None] = _unsaid
+    ) -> None:
+        self._store, self._on_lost, self._takeover, self._say = store, on_lost, takeover, say
         self._owner = {
             "host": platform.node(),
             "pid": os.getpid(),
@@ -46,29 +58,31 @@ class Lease:
             "since": now(),
             "token": uuid.uuid4().hex,
         }
-        self._version, self._renewed = "", 0.0
+        self._version, self._renewed, self._writes = "", 0.0, 0
         self._renewing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
-        self.lost, self.exclusive = False, True
+        self.lost = False
         self.trouble: StoreError | None = None
 
     def __enter__(self) -> "Lease":
-        # a look first: a store that ignores conditions would write over another's
-        version = None if _read(self._store)[1] else self._store.write_if_absent(KEY, self._text())
-        while version is None:
-            version = self._replace_stale()
-        if ignored := self._store.write_if_absent(KEY, self._text()):  # there is one: ours
-            self._store.conditional, version = False, ignored
-        self._version, self._renewed, self.exclusive = version, _now(), self._store.conditional
-        self._thread.start()
-        return self
+        for _ in range(ROUNDS):
+            began = _now()
+            if version := self._take():
+                self._version, self._renewed = version, began
+                self._thread.start()
+                return self
+            self._ended.wait(RENEW_S / 5)
+        raise BadInput(
+            f"one driver at a time may write {self._store.uri}, and others took it each time that this one tried: "
+            f"see to it that no other is started, and run the same command again"
+        )
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
         with contextlib.suppress(StoreError):  # it grows stale by itself
-            if not self.lost and _read(self._store)[0].get("token") == self._owner["token"]:
+            if not self.lost and self._mine():
                 self._store.delete(KEY)
 
     def holds(self) -> bool:
@@ -77,13 +91,29 @@ class Lease:
             self._renew_once()
         return not self.lost and _now() - self._renewed < STALE_S
 
-    def _replace_stale(self) -> str | None:
-        version = _read(self._store)[1]
-        if not version:
-            return self._store.write_if_absent(KEY, self._text())
-        if not self._takeover:
-            refuse_if_held(self._store)
-        return self._store.replace_if_unchanged(KEY, self._text(), version)
+    def _take(self) -> str | None:
+        """The version of the lease, if it is ours now; None where somebody else was faster."""
+        seen = _read(self._store)[1] if self._takeover else refuse_if_held(self._store, self._say)
+        if seen:
+            version = self._store.replace_if_unchanged(KEY, self._text(), seen)
+        else:
+            version = self._store.write_if_absent(KEY, self._text())
+        version = version or self._mine()
+        version = version and self._store.try_conditions(KEY, self._text(), version)
+        if version and not self.exclusive:
+            # another driver may have looked before our first write; the last one to write has it
+            self._ended.wait(SETTLE_S)
+            return self._mine()
+        return version
+
+    def _mine(self) -> str | None:
+        """The version of the lease in the store, if it is ours: a write whose answer was lost may be there."""
+        owner, version = _read(self._store)
+        return version if owner.get("token") == self._owner["token"] else None
+
+    @property
+    def exclusive(self) -> bool:
+        return self._store.conditional
 
     def _renew(self) -> None:
         while not self.lost and not self._ended.wait(RENEW_S):
@@ -93,9 +123,7 @@ class Lease:
         with self._renewing:
             began = _now()
             try:
-                version = self._store.replace_if_unchanged(KEY, self._text(), self._version)
-                if version is None and _read(self._store)[0].get("token") == self._owner["token"]:
-                    version = _read(self._store)[1]  # our own write, whose answer got lost
+                version = self._store.replace_if_unchanged(KEY, self._text(), self._version) or self._mine()
             except StoreError as error:
                 self.trouble = error  # the store may come back; until then nobody else can write either
                 return
@@ -107,26 +135,36 @@ class Lease:
                 self._on_lost()
 
     def _text(self) -> bytes:
-        return json.dumps({**self._owner, "renewed": now()}).encode()
+        self._writes += 1  # so that no two are alike: many a store's version is a hash of the bytes
+        return json.dumps({**self._owner, "renewed": now(), "writes": self._writes}).encode()
 
 
-def refuse_if_held(store: Store) -> None:
-    """Return if nobody drives this run, else raise BadInput that says who does. Takes up to STALE_S to be sure."""
+def refuse_if_held(store: Store, say: Callable[[str], None] = _unsaid) -> str:
+    """Raise BadInput that says who drives this run, if anybody does. Takes up to STALE_S to be sure, and says so first.
+
+    Returns the version of what a driver left that is gone; empty where there is nothing.
+    """
     owner, version = _read(store)
     if not version or _is_gone(owner):
-        return
-    who = f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"
+        return version
+    say(
+        f"{store.uri} was driven by process {owner.get('pid')} on {owner.get('host')}; "
+        f"waiting up to {STALE_S:.0f} s to see whether it is still at work"
+    )
     deadline = time.monotonic() + STALE_S
     waited = threading.Event()
     while time.monotonic() < deadline:
         waited.wait(RENEW_S / 5)
-        if (seen := _read(store)[1]) != version:
-            if not seen:
-                return
+        owner, seen = _read(store)
+        if not seen:
+            return ""
+        if seen != version:
+            who = f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"
             raise BadInput(
                 f"one driver at a time may write {store.uri}, and {who} is at work on it: "
                 f"wait for it, stop it, or take over with --takeover"
             )
+    return version
 
 
 def _now() -> float:

@@ -1,10 +1,15 @@
 """Result: what one trial gives back, and which of its epochs a point speaks of. Pure."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from orchestrator.metrics import METRICS
+
+_UNSEALED = ',"checksum":null}'
 
 
 class _Record(BaseModel):
@@ -12,16 +17,34 @@ class _Record(BaseModel):
 
 
 class Epoch(_Record):
-    """One epoch of one trial. Losses include the regularisation, as in Keras; train_s leaves validate_s out."""
+    """One epoch of one trial.
+
+    Attributes:
+        metrics: Name -> value, as metrics.METRICS has them. Results of 0.1.0 lack the objectives: their losses hold the
+            penalties of the model's regularizers.
+        train_s: Seconds of training, without validate_s.
+    """
 
     epoch: int = Field(ge=1)
-    loss: float
-    accuracy: float
-    val_loss: float
-    val_accuracy: float
+    metrics: dict[str, float]
     train_s: float = Field(ge=0)
     images_per_s: float = Field(ge=0)
     validate_s: float = Field(0.0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_metrics(cls, data: Any) -> Any:
+        """Metrics may also stand beside the other fields, as in results of 0.1.0."""
+        if not isinstance(data, dict) or "metrics" in data:
+            return data
+        found = {name: data[name] for name in METRICS if name in data}
+        return {**{name: value for name, value in data.items() if name not in found}, "metrics": found}
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """All that was measured, by name: a row of the history."""
+        times = {"train_s": self.train_s, "images_per_s": self.images_per_s, "validate_s": self.validate_s}
+        return {**self.metrics, **times}
 
 
 class Result(_Record):
@@ -36,7 +59,7 @@ class Result(_Record):
         checksum: Of all the rest, in a file alone: see `sealed`.
     """
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     trial_id: str
     status: Literal["ok", "failed"]
     epochs: int = Field(ge=1)
@@ -54,19 +77,24 @@ class Result(_Record):
     checksum: str | None = None
 
     def sealed(self) -> str:
-        """As JSON with its checksum, so that a file of which one bit was turned over is known from what was written."""
-        return self.model_copy(update={"checksum": self._sum()}).model_dump_json()
+        """As JSON that ends in a checksum of all before it, so that a single turned bit is found."""
+        text = self.model_copy(update={"checksum": None}).model_dump_json().removesuffix(_UNSEALED)
+        return f'{text},"checksum":"{_sum(text)}"}}'
 
     @classmethod
     def unsealed(cls, data: bytes) -> "Result":
-        """What `sealed` gave. Raises ValueError where it is damaged."""
+        """What `sealed` gave, by this version or an older one. Raises ValueError where it is damaged."""
         found = cls.model_validate_json(data)
-        if found.checksum not in (None, found._sum()):
+        if found.checksum is None:  # of a version before checksums
+            return found
+        text = data.decode().removesuffix(f',"checksum":"{found.checksum}"}}')
+        if found.checksum != _sum(text):
             raise ValueError("its checksum is that of another result")
         return found.model_copy(update={"checksum": None})
 
-    def _sum(self) -> str:
-        return hashlib.sha256(self.model_dump_json(exclude={"checksum"}).encode()).hexdigest()
+
+def _sum(text: str) -> str:
+    return hashlib.sha256(f"{text}}}".encode()).hexdigest()
 
 
 class Exported(_Record):
@@ -100,19 +128,39 @@ class Exported(_Record):
     versions: dict[str, str]
 
 
+def monitored(history: Sequence[Epoch]) -> list[float]:
+    """For each epoch the loss that early stopping goes by: val_loss, the lower the better.
+
+    A trial that 0.1.0 began goes on by what it began with, the loss with the penalties.
+    """
+    if any("val_objective" not in epoch.metrics for epoch in history):
+        return [epoch.metrics.get("val_objective", epoch.metrics["val_loss"]) for epoch in history]
+    return [epoch.metrics["val_loss"] for epoch in history]
+
+
+def best_epoch(history: Sequence[Epoch], metric: str) -> Epoch:
+    """The first epoch with the best value of a metric that epochs record. history: not empty."""
+    sign = METRICS[metric].sign
+    return max(history, key=lambda epoch: sign * epoch.metrics.get(metric, -sign * math.inf))
+
+
 def read_off(history: Sequence[Epoch], restore_best: bool) -> Epoch:
     """The epoch whose figures a point's row shows: the last, or that of the lowest val_loss. history: not empty."""
-    return min(history, key=lambda epoch: epoch.val_loss) if restore_best else history[-1]
+    if not restore_best:
+        return history[-1]
+    losses = monitored(history)
+    return history[losses.index(min(losses))]
 
 
 def ranked_by(history: Sequence[Epoch], restore_best: bool, metric: str) -> Epoch:
     """The epoch that gave a point its rank, and whose weights are its model."""
-    if metric == "best_val_accuracy":
-        return max(history, key=lambda epoch: epoch.val_accuracy)
+    if best_of := METRICS[metric].best_of:
+        return best_epoch(history, best_of)
     return read_off(history, restore_best)
 
 
 def merit(history: Sequence[Epoch], restore_best: bool, metric: str) -> tuple[float, int]:
     """What points are ranked by, the lowest first; of equals, the one that took fewer epochs."""
-    figure = getattr(ranked_by(history, restore_best, metric), metric.removeprefix("best_"))
-    return (-figure if metric.endswith("accuracy") else figure), len(history)
+    row = METRICS[metric]
+    value = ranked_by(history, restore_best, metric).metrics.get(row.recorded, -row.sign * math.inf)
+    return -row.sign * value, len(history)

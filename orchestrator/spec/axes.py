@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.metrics import METRICS
 from orchestrator.spec.sections import Augment, Data, Scalar, Section, Spec, Train
 
 
@@ -33,9 +34,9 @@ SECTIONS: dict[str, type[Section]] = {"data": Data, "augment": Augment, "train":
 # JSON, columns of the leaderboard.
 RESERVED_AXES = (
     {"early_stopping", "checkpoint_every_s", "input_shape", "classes", "id", "milestones", "forecast_s"}
-    | {"rank", "point_id", "trial_id", "status", "seed", "val_accuracy", "val_loss", "accuracy", "loss", "best_epoch"}
-    | {"best_val_accuracy", "epochs_trained", "steps_per_epoch", "train_s", "images_per_s", "peak_memory_mb"}
-    | {"device", "node", "error", "started_at", "finished_at", "cost_usd", "run", "seeds", "verdict"}
+    | {"rank", "point_id", "trial_id", "status", "seed", "best_epoch", "epochs_trained", "steps_per_epoch", "train_s"}
+    | {"images_per_s", "peak_memory_mb", "device", "node", "error", "started_at", "finished_at", "cost_usd", "run"}
+    | {"seeds", "verdict", *METRICS}
 )
 
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import BadInput
+from orchestrator.metrics import shown
 from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES, SECTIONS, canonical
 from orchestrator.spec.sections import Budget, EarlyStopping, Resources, Scalar, Section, Spec
 
@@ -43,6 +44,9 @@ def validate(tree: Mapping[str, Any]) -> Spec:
         spec = Spec.model_validate(tree)
     except ValidationError as error:
         raise BadInput(_explain(error)) from None
+    if spec.metric not in (ranking := shown("board")):
+        close = _did_you_mean(spec.metric, ranking)
+        raise BadInput(f"metric must be one of {', '.join(ranking)}, got {_show(spec.metric)}{close}")
     grid = {name: _check_axis(name, values) for name, values in spec.grid.items()}
     points = [_check_point(f"points[{i}]", point) for i, point in enumerate(spec.points)]
     exclude = [_check_point(f"exclude[{i}]", point) for i, point in enumerate(spec.exclude)]

@@ -112,7 +112,7 @@ class Spec(Section):
     points: list[dict[str, Any]] = []
     exclude: list[dict[str, Any]] = []
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([0], min_length=1)
-    metric: Literal["val_accuracy", "best_val_accuracy", "val_loss", "accuracy", "loss"] = "val_accuracy"
+    metric: str = "val_accuracy"
     resources: Resources = Resources()
     budget: Budget = Budget()
     output: str = Field("./runs", min_length=1)

@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 from orchestrator.errors import BadInput
 from orchestrator.plan.points import Plan, Point
 from orchestrator.run.folder import Run
-from orchestrator.run.result import Epoch, Result
+from orchestrator.run.result import Result
 from orchestrator.scratch import scratch
 from orchestrator.store import one_line
 from orchestrator.words import label
 
-_METRICS = tuple(name for name in Epoch.model_fields if name != "epoch")
 _AT_ONCE = 1000  # metrics in one request, as the server allows
 POINT, TRIAL, RUN, WINNER, MODEL = (f"orchestrator.{name}" for name in ("point", "trial", "run", "winner", "model"))
 
@@ -105,7 +104,7 @@ def _log_point(
     metrics = []
     for epoch in history:
         at += epoch.train_s
-        metrics += [Metric(name, getattr(epoch, name), int(at * 1000), epoch.epoch) for name in _METRICS]
+        metrics += [Metric(name, value, int(at * 1000), epoch.epoch) for name, value in epoch.figures.items()]
     for start in range(0, len(metrics), _AT_ONCE):
         client.log_batch(made, metrics=metrics[start : start + _AT_ONCE])
     client.set_terminated(made, "FINISHED", int(ended * 1000))

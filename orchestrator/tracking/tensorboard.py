@@ -13,8 +13,6 @@ from orchestrator.run.folder import Run
 from orchestrator.run.result import Epoch, Result
 from orchestrator.scratch import scratch
 
-_SCALARS = tuple(name for name in Epoch.model_fields if name != "epoch")
-
 
 def write_events(
     run: Run, points: Collection[Point], results: Mapping[str, Result], there: Mapping[str, Collection[str]]
@@ -64,6 +62,6 @@ def _events(values: Mapping[str, Any], history: Collection[Epoch], ended: float)
     yield Event(wall_time=wall_time, summary=start)
     for epoch in history:
         wall_time += epoch.train_s
-        for name in _SCALARS:
-            yield Event(wall_time=wall_time, step=epoch.epoch, summary=scalar(name, getattr(epoch, name)))
+        for name, value in epoch.figures.items():
+            yield Event(wall_time=wall_time, step=epoch.epoch, summary=scalar(name, value))
     yield Event(wall_time=wall_time, summary=end)

@@ -14,11 +14,17 @@ from orchestrator.run.folder import BEST
 from orchestrator.run.result import Exported
 from orchestrator.store import Missing, Object, Store, StoreError, open_store
 from orchestrator.terminal import without_stderr
+from orchestrator.train.model import class_probabilities
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image to look at. Attributes: path: as it was asked for; listed: None for one that was named itself."""
+    """One image to classify.
+
+    Attributes:
+        path: What the person asked for.
+        listed: How its folder lists it; None where the image itself was named.
+    """
 
     path: str
     store: Store
@@ -111,19 +117,19 @@ def predict(data: bytes, facts: Exported, name: str, pictures: Sequence[Picture]
         import tensorflow as tf
 
         from orchestrator.data.stream import decoded
-        from orchestrator.train import export
+        from orchestrator.train.model_file import load
 
-    model = export.load(data, name, str(facts.spec.get("model")))
-    shape = (None, *facts.image_size, 3)
+    model = load(data, name, str(facts.spec.get("model")))
 
-    @tf.function(input_signature=[tf.TensorSpec(shape, tf.uint8)])
     def infer(pixels: tf.Tensor) -> tf.Tensor:
         return tf.cast(model(tf.cast(pixels, tf.float32) * facts.scale, training=False), tf.float32)
 
-    encoded, found = _Encoded(pictures), {}
+    infer_in_graph = tf.function(infer, input_signature=[tf.TensorSpec((None, *facts.image_size, 3), tf.uint8)])
+    encoded = _Encoded(pictures)
+    found: dict[int, np.ndarray | str] = {}
     for rows, what in decoded(encoded, len(pictures), facts.image_size, facts.resize, os.cpu_count() or 1):
-        if isinstance(what, str):
-            found[int(rows)] = encoded.failures.get(int(rows), what)
+        if isinstance(what, str) or isinstance(rows, int):
+            found[int(rows)] = encoded.failures.get(int(rows), str(what))
         else:
-            found |= zip(rows.tolist(), export.both(infer(what).numpy()), strict=True)
+            found |= zip(rows.tolist(), class_probabilities(infer_in_graph(what).numpy()), strict=True)
     return found

@@ -1,8 +1,9 @@
 """Model: the small CNN, and building a user's own. Loads Keras only when a model is built."""
 
 import importlib
-import importlib.util
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     import keras
@@ -55,3 +56,13 @@ def read_classes(name: str, base: type) -> dict[str, type]:
     """The classes below `base` that the module of the model `name` has, by name. Imports, and so runs, the module."""
     module = importlib.import_module(split_name(name)[0])
     return {key: found for key, found in vars(module).items() if isinstance(found, type) and issubclass(found, base)}
+
+
+def class_probabilities(output: np.ndarray) -> np.ndarray:
+    """A model's output as (images, classes) probabilities: for two classes the model gives only the second's."""
+    return np.concatenate([1 - output, output], axis=1) if output.shape[1] == 1 else output
+
+
+def predicted_classes(probabilities: np.ndarray) -> np.ndarray:
+    """(images,) position of the class that the model says; of two, the second must be above one half."""
+    return (probabilities[:, 1] > 0.5).astype(int) if probabilities.shape[1] == 2 else probabilities.argmax(axis=1)

@@ -22,7 +22,7 @@ def images_per_s(kind: str, size: int) -> float:
     import keras
 
     from orchestrator.train.model import small_cnn
-    from orchestrator.train.trial import FusedAdam
+    from orchestrator.train.optimizers import FusedAdam
 
     keras.config.set_dtype_policy("mixed_bfloat16" if kind == "mixed_bfloat16" else "float32")
     network = (

@@ -45,7 +45,7 @@ def work_in(output: str, data: str, *overrides: str) -> tuple[WorkerContext, tup
 
 
 def start_worker() -> None:
-    from orchestrator.train.trial import use_device
+    from orchestrator.train.device import use_device
 
     use_device(1)
 
@@ -70,13 +70,13 @@ def bare_images_per_s(work: WorkerContext, trial: Trial) -> float:
     import keras
 
     from orchestrator.train.model import build
-    from orchestrator.train.trial import _optimizer
+    from orchestrator.train.optimizers import make_optimizer
 
     settings = resolve(work.spec, trial.values)
     keras.config.set_dtype_policy(settings.train.precision)
     network = build(settings.model, (*settings.data.image_size, 3), 2, settings.model_args)
     keras.config.set_dtype_policy("float32")
-    return loop_images_per_s(network, _optimizer(settings), settings.train.batch_size)
+    return loop_images_per_s(network, make_optimizer(settings.train), settings.train.batch_size)
 
 
 def loop_images_per_s(

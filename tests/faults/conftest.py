@@ -11,7 +11,7 @@ from aftermath import GRID, POINTS, TRIALS, Undisturbed, clean, driving, undistu
 from proxy import Proxy
 from seaweedfs import Seaweedfs
 
-from orchestrator import store
+from orchestrator.store import bucket as store
 
 TABLE = Path(__file__).parents[2] / "ARCHITECTURE.md"
 _ROWS = pytest.StashKey[dict[str, tuple[str, str]]]()

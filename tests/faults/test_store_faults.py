@@ -12,7 +12,8 @@ import pytest
 from proxy import CLOSE, EXPIRED, FULL, RESET, SLOW_DOWN, STALL, Fault, Proxy, Request, Rule, sometimes
 from seaweedfs import Seaweedfs
 
-from orchestrator.store import Bucket, Changed, Missing, Store, StoreError, open_store
+from orchestrator.store import Changed, Missing, Store, StoreError, open_store
+from orchestrator.store.bucket import Bucket
 
 RETRIES = 3  # as `faulty_bucket` has it
 DATA = random.Random(1).randbytes(200_000)

@@ -14,10 +14,10 @@ from images import class_folder, fill
 from proxy import CLOSE, EXPIRED, FULL, IGNORED, RESET, SLOW_DOWN, UNKNOWN, Fault, Proxy, Request, sometimes
 from seaweedfs import Seaweedfs, running
 
-from orchestrator import store as store_room
 from orchestrator.errors import BadInput
 from orchestrator.run import lease as room
 from orchestrator.run.lease import Lease, refuse_if_held
+from orchestrator.store import bucket as store_room
 from orchestrator.store import open_store
 
 Note = Callable[[str, object, str], None]

@@ -1,0 +1,300 @@
+"""Bucket: obstore for every request; boto3 finds credentials, region, profile and endpoint of s3://."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import re
+import time
+import urllib.parse
+from collections import deque
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import cached_property
+from typing import Any
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import S3Store, from_url
+
+from orchestrator.errors import BadInput
+from orchestrator.store.hints import NO_KEYS, explain, one_line
+from orchestrator.store.interface import Missing, Object, Store, raise_if_changed
+
+# read_timeout, not timeout, catches a stalled server: a large object on a slow line may well take minutes
+PATIENT = {"timeout": "10m", "read_timeout": "30s", "connect_timeout": "5s"}
+PATIENT_RETRY = {
+    "max_retries": 8,
+    "retry_timeout": timedelta(seconds=60),
+    "backoff": {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=10), "base": 2},
+}
+BRISK = {"timeout": "4s", "read_timeout": "4s", "connect_timeout": "3s"}
+BRISK_RETRY = {"max_retries": 1, "retry_timeout": timedelta(seconds=4)}
+
+# botocore renews what has under 10 minutes left, so a copy of that age may still be used
+CREDENTIAL_TTL = timedelta(minutes=9)
+
+# where an answer broke off or never came, which obstore tells in its debug text alone; and AWS's clash of two writes
+_TRANSIENT = r"kind: (Interrupted|Timeout)|ConditionalRequestConflict"
+# all that passes, where obstore is not to send again by itself
+_PASSING = rf"{_TRANSIENT}|kind: (Connect|Request)|status code: (429|500|502|503|504)"
+# 400 and 405 come with that code, or in Backblaze's words
+_UNKNOWN = r"status code: 501|<Code>NotImplemented</Code>|Unsupported header"
+_ETAG_FORMS = ('"{}"', "{}")  # AWS takes both, Ceph's RADOS Gateway 16.2 the bare one alone
+_NO_VERSION = "0" * 32
+
+
+@contextlib.contextmanager
+def _aws_session(uri: str) -> Iterator[Any]:
+    import boto3  # here: a run on folders needs no boto3, whose import takes a third of a second
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        yield boto3.Session()
+    except (BotoCoreError, ValueError) as error:
+        hint = "check AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL and the AWS config file"
+        raise BadInput(f"{uri}: the AWS settings do not work: {one_line(str(error))}; {hint}") from None
+
+
+def aws_endpoint_and_region(uri: str) -> tuple[str | None, str]:
+    with _aws_session(uri) as session:
+        endpoint = session.client("s3").meta.endpoint_url
+    host = urllib.parse.urlsplit(endpoint).hostname or ""
+    amazon = host.startswith("s3.") and host.endswith(".amazonaws.com")
+    return None if amazon else endpoint, session.region_name or "us-east-1"
+
+
+def _aws_credentials(uri: str) -> Any:
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    with _aws_session(uri) as session:
+        if session.get_credentials() is None:
+            raise BadInput(f"{uri} needs AWS credentials, and there are none: {NO_KEYS}")
+        return Boto3CredentialProvider(session, ttl=CREDENTIAL_TTL)
+
+
+def _attempts(client: Any, passing: str = _TRANSIENT) -> Iterator[contextlib.AbstractContextManager[None]]:
+    """What to leave early once an attempt succeeds: `for attempt in _attempts(client): with attempt: return ...`.
+
+    obstore sends again what was refused for now, and reads on where an object's body breaks off. It leaves to us a
+    listing or a refusal that breaks off, and a delete or a conditional write whose answer is lost or that met another.
+    """
+    limits, deadline = client.retry_config, math.inf
+    wait_s, longest_s = (limits["backoff"][name].total_seconds() for name in ("init_backoff", "max_backoff"))
+    left = limits["max_retries"]
+
+    @contextlib.contextmanager
+    def attempt() -> Iterator[None]:
+        nonlocal deadline
+        try:
+            yield
+        except BaseError as error:
+            now = time.monotonic()
+            deadline = min(deadline, now + limits["retry_timeout"].total_seconds())  # from the first failure on
+            if not left or now > deadline or not re.search(passing, str(error)):
+                raise
+
+    while True:
+        yield attempt()
+        time.sleep(wait_s)
+        wait_s, left = min(2 * wait_s, longest_s), left - 1
+
+
+class Bucket(Store):
+    """A bucket, or what lies below a prefix in it. Use `open_store`."""
+
+    def __init__(self, uri: str, endpoint: str | None, region: str | None) -> None:
+        self.uri = uri
+        self._endpoint, self._region = endpoint, region
+        self._scheme, _, rest = uri.partition("://")
+        self._bucket, _, prefix = rest.partition("/")
+        self._root = f"{prefix}/" if prefix else ""
+        self._creates, self._etag_forms = True, _ETAG_FORMS  # until known better: what If-None-Match and If-Match do
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Bucket, (self.uri, self._endpoint, self._region)
+
+    @cached_property
+    def _client(self) -> Any:
+        return self._connect(PATIENT, PATIENT_RETRY)
+
+    @cached_property
+    def _asking(self) -> Any:
+        """For conditional writes: obstore would send what is not implemented again and again, for a minute."""
+        return self._connect(PATIENT, PATIENT_RETRY | {"max_retries": 0})
+
+    def _connect(self, client_options: dict[str, Any], retry_config: dict[str, Any]) -> Any:
+        options: dict[str, Any] = {"client_options": client_options, "retry_config": retry_config}
+        try:
+            if self._scheme != "s3":
+                return from_url(f"{self._scheme}://{self._bucket}", **options)
+            if self._endpoint:
+                # both names: obstore also reads the environment, where the second would win over the first
+                options |= {"endpoint": self._endpoint, "aws_endpoint_url_s3": self._endpoint}
+                options["client_options"] = client_options | {"allow_http": self._endpoint.startswith("http://")}
+            options |= {"credential_provider": _aws_credentials(self.uri), "region": self._region}
+            return S3Store(self._bucket, disable_bulk_delete=True, **options)
+        except (BaseError, ValueError, OSError) as error:
+            raise BadInput(f"{self.uri} cannot be opened: {one_line(str(error))}") from None
+
+    def _path(self, key: str) -> str:
+        return self._root + self._checked(key)
+
+    @contextlib.contextmanager
+    def _explained(self, key: str, action: str) -> Iterator[None]:
+        try:
+            yield
+        except (BaseError, ValueError, OSError) as error:
+            raise explain(error, f"{self.uri}/{key}" if key else self.uri, action, self._endpoint) from None
+
+    def _version(self, meta: Any) -> str:
+        # Google's conditional writes go by generation, which its listings leave out
+        return str(meta["version"]) if self._scheme == "gs" else _etag(meta)
+
+    def list(self, prefix: str = "") -> Iterator[Object]:
+        return self._list(self._client, prefix)
+
+    def _list(self, client: Any, prefix: str) -> Iterator[Object]:
+        below = self._path(prefix.rstrip("/")) + "/" if prefix else self._root
+        with self._explained(prefix, "list"):
+            for meta in _list_whole(client, below):
+                path, size = meta["path"], meta["size"]
+                key = path[len(self._root) :]
+                if not path.startswith(below) or key.startswith(".") or "/." in key:
+                    continue
+                # "dir/", a console's marker of an empty directory, arrives as "dir", which does not exist
+                if size or self.exists(key):
+                    yield Object(self._checked(key), size, _etag(meta))
+
+    def _get(self, key: str) -> tuple[bytes, Any]:
+        path = self._path(key)
+        with self._explained(key, "read"):
+            for attempt in _attempts(self._client):
+                with attempt:
+                    result = obstore.get(self._client, path)
+                    break
+            return bytes(result.bytes()), result.meta
+
+    def read_versioned(self, key: str) -> tuple[bytes, str]:
+        data, meta = self._get(key)
+        return data, self._version(meta)
+
+    def _read_expected(self, expected: Object) -> bytes:
+        data, meta = self._get(expected.key)
+        raise_if_changed(self.uri, expected, len(data), _etag(meta))
+        return data
+
+    def read_range(self, expected: Object, start: int, length: int) -> memoryview:
+        path, end = self._path(expected.key), min(start + length, expected.size)
+        if start >= end:
+            return memoryview(b"")
+        with self._explained(expected.key, "read"):
+            found = obstore.get(self._client, path, options={"range": (start, end)})
+            data = memoryview(found.bytes())
+        raise_if_changed(self.uri, expected, found.meta["size"], _etag(found.meta))
+        return data
+
+    def write(self, key: str, data: bytes, tags: dict[str, str] | None = None) -> str:
+        path = self._path(key)
+        with self._explained(key, "write"):
+            return self._version(obstore.put(self._client, path, data, tags=tags))
+
+    @property
+    def conditional(self) -> bool:  # type: ignore[override]
+        return self._creates and bool(self._etag_forms)
+
+    def write_if_absent(self, key: str, data: bytes) -> str | None:
+        for _ in range(3 * self._creates):
+            version = self._put_if(key, data, "write if absent", "create")
+            if version or (version is None and self.exists(key)):
+                return version
+            if version is not None:
+                break
+        self._creates = False  # unknown there, or refused though there is nothing
+        return None if self.exists(key) else self.write(key, data)
+
+    def replace_if_unchanged(self, key: str, data: bytes, version: str) -> str | None:
+        while self._etag_forms:
+            expected = {"e_tag": self._etag_forms[0].format(version), "version": version}
+            written = self._put_if(key, data, "replace", expected)
+            if written or (written is None and self._current(key) != version):
+                return written
+            self._etag_forms = self._etag_forms[1:] if written is None else ()
+        return self.write(key, data) if self._current(key) == version else None
+
+    def try_conditions(self, key: str, data: bytes, version: str) -> str | None:
+        now = self.replace_if_unchanged(key, data, version)
+        if now is None or self._scheme != "s3":  # Google's and Microsoft's hold
+            return now
+        while self._etag_forms:
+            never = {"e_tag": self._etag_forms[0].format(_NO_VERSION)}
+            if not (ignored := self._put_if(key, data, "replace", never)):
+                break
+            self._etag_forms = self._etag_forms[1:]
+            if (now := self.replace_if_unchanged(key, data, ignored)) is None:
+                return None
+        if self._creates and (ignored := self._put_if(key, data, "write if absent", "create")) is not None:
+            self._creates, now = False, ignored or now
+        return now
+
+    def _put_if(self, key: str, data: bytes, action: str, condition: str | dict[str, str]) -> str | None:
+        """Write in one request; returns None where the condition was refused, "" where the store knows none such."""
+        path = self._path(key)
+        with self._explained(key, action):
+            try:
+                for attempt in _attempts(self._client, _PASSING):
+                    with attempt:
+                        try:
+                            return self._version(obstore.put(self._asking, path, data, mode=condition))
+                        except (AlreadyExistsError, PreconditionError) as error:
+                            # AWS: another write of this key is under way, and may yet fail
+                            if "ConditionalRequestConflict" not in str(error):
+                                return None
+                            raise
+            except BaseError as error:
+                if not re.search(_UNKNOWN, str(error)):
+                    raise
+        return ""
+
+    def _current(self, key: str) -> str | None:
+        path = self._path(key)
+        with contextlib.suppress(Missing), self._explained(key, "look-up"):
+            return self._version(obstore.head(self._client, path))
+        return None
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with contextlib.suppress(Missing), self._explained(key, "delete"):
+            for attempt in _attempts(self._client):
+                with attempt:
+                    obstore.delete(self._client, path)
+                    return
+
+    def exists(self, key: str) -> bool:
+        return self._current(key) is not None
+
+    def check(self) -> None:
+        next(self._list(self._connect(BRISK, BRISK_RETRY), ""), None)
+
+
+def _list_whole(client: Any, below: str) -> Iterator[Any]:
+    """obstore's listing; where it breaks off, from the start again without what was handed out.
+
+    Not from the last key on: SeaweedFS leaves out "a/b" when asked for what follows "a".
+    """
+    count, last = 0, None
+    for attempt in _attempts(client):
+        with attempt:
+            metas = itertools.chain.from_iterable(obstore.list(client, below or None, chunk_size=1000))
+            again = deque(itertools.islice(metas, count), maxlen=1)
+            if again and again[0]["path"] != last:
+                raise ValueError("it broke off, and changed before it could be taken up again")
+            for meta in metas:
+                count, last = count + 1, meta["path"]
+                yield meta
+            return
+
+
+def _etag(meta: Any) -> str:
+    return (meta["e_tag"] or "").strip('"')

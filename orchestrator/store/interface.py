@@ -1,0 +1,189 @@
+"""Interface: what every store can do, and what its keys may be. Pure but for the threads that read ahead."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.errors import BadInput
+
+HELD_BYTES = 64 * 2**20
+
+
+class StoreError(BadInput):
+    """One line: which key, what failed, the last cause, what to do. Holds no credential."""
+
+
+class Missing(StoreError):
+    """No object has this key."""
+
+
+class Changed(StoreError):
+    """The object's size or version is not what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """One stored object, as it was when listed.
+
+    Attributes:
+        key: Path below the store's root, parts joined by "/".
+        size: Bytes.
+        version: ETag without quotes, or a file's mtime in nanoseconds: differs whenever the content does.
+    """
+
+    key: str
+    size: int
+    version: str
+
+
+class Store(ABC):
+    """A place that holds objects by key. Pickles without credentials: each process finds its own.
+
+    Every method may raise StoreError; those that read one object raise Missing where there is none.
+    """
+
+    uri: str
+    conditional = True  # False once some condition is known not to hold: its writes are then a look and a plain write
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[Object]:
+        """All objects below `prefix` (whole parts of a key: "a" lists "a/b", not "ab"), one page in memory at a time.
+
+        Ascending by key in UTF-8 byte order, but for object stores that list directory by directory (SeaweedFS, S3
+        directory buckets: "a/x" comes before "a b" there): sort where the order decides something.
+        """
+
+    @abstractmethod
+    def read_versioned(self, key: str) -> tuple[bytes, str]:
+        """The object's bytes, and the version that `replace_if_unchanged` takes."""
+
+    @abstractmethod
+    def read_range(self, expected: Object, start: int, length: int) -> memoryview:
+        """At most `length` bytes from byte `start` on: fewer, or none, where the object ends before.
+
+        Raises:
+            Changed: The object has not the size or version given.
+        """
+
+    @abstractmethod
+    def write(self, key: str, data: bytes, tags: dict[str, str] | None = None) -> str:
+        """Create or replace the object, whole or not at all. Returns its version.
+
+        tags: what a bucket's lifecycle rules may go by; a folder keeps none.
+        """
+
+    @abstractmethod
+    def write_if_absent(self, key: str, data: bytes) -> str | None:
+        """Create the object and return its version; None if there is one already.
+
+        Of several writers at once at most one gets a version. Where an answer was lost, that is after a StoreError or a
+        retry unseen from here, the object may be one's own although this gives None: read it where that matters.
+        """
+
+    @abstractmethod
+    def replace_if_unchanged(self, key: str, data: bytes, version: str) -> str | None:
+        """Replace the object if it is still `version` and return the new one; None if it has changed or is gone."""
+
+    def try_conditions(self, key: str, data: bytes, version: str) -> str | None:
+        """Find out, on an object of one's own, which conditions of writes hold: `conditional` is right from then on.
+
+        Returns the object's version now, which holds `data`; None if it was not `version` any more.
+        """
+        return self.replace_if_unchanged(key, data, version)
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Delete the object; fine if there is none."""
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether an object has this key."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Try the store with one cheap request, within about 10 s.
+
+        Raises:
+            BadInput: It cannot be reached or listed; the line says why and what to do.
+        """
+
+    def sweep(self) -> None:
+        """Delete what writers left that were killed half-way. Nobody else may be writing."""
+        return
+
+    @abstractmethod
+    def _read_expected(self, expected: Object) -> bytes: ...
+
+    def _checked(self, key: str) -> str:
+        if reason := unaddressable(key):
+            raise StoreError(f"{self.uri}: the key {key!r} {reason}")
+        return key
+
+    def read(self, key: str) -> bytes:
+        """The object's bytes."""
+        return self.read_versioned(key)[0]
+
+    def delete_many(self, keys: Iterable[str], in_flight: int = 32) -> None:
+        """Delete objects, `in_flight` at once; fine where there is none."""
+        for _ in _in_order(((0, self.delete, (key,)) for key in keys), in_flight):
+            pass
+
+    def read_many(self, objects: Iterable[Object], in_flight: int = 128) -> Iterator[bytes]:
+        """Each object's bytes, in the order given, with at most `in_flight` objects and 64 MiB held (or one object).
+
+        Raises:
+            Missing: An object is gone.
+            Changed: An object has not the size or version given.
+        """
+        yield from _in_order(((o.size, self._read_expected, (o,)) for o in objects), in_flight)
+
+    def read_ranges(self, ranges: Iterable[tuple[Object, int, int]], in_flight: int = 16) -> Iterator[memoryview]:
+        """For each (object, start, length) these bytes, in the order given; bounded and raising as read_many."""
+        yield from _in_order(((length, self.read_range, (o, start, length)) for o, start, length in ranges), in_flight)
+
+
+def _in_order(reads: Iterable[tuple[int, Callable[..., Any], tuple[Any, ...]]], in_flight: int) -> Iterator[Any]:
+    """What each (bytes expected, function, arguments) gives, in order, some at once."""
+    # threads: obstore waits outside the GIL, and its asyncio interface took 1.3 times as long
+    held: deque[tuple[int, Future[Any]]] = deque()
+    held_bytes = 0
+    pool = ThreadPoolExecutor(in_flight, thread_name_prefix="store-read")
+    try:
+        for size, read, args in reads:
+            while held and (len(held) >= in_flight or held_bytes + size > HELD_BYTES):
+                held_bytes -= held[0][0]
+                yield held.popleft()[1].result()
+            held.append((size, pool.submit(read, *args)))
+            held_bytes += size
+        while held:
+            yield held.popleft()[1].result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def unaddressable(key: str, *, hidden: bool = False) -> str | None:
+    """Why no store can hold this key under this very name; None if one can. Pure. hidden: parts may begin with "."."""
+    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in key):
+        return "must hold no control character and be valid Unicode: rename it"
+    if "\\" in key:  # some stores take it for "/"
+        return 'must hold no "\\": rename it'
+    parts = key.split("/")
+    if "" in parts:
+        return 'must not begin or end with "/" nor hold "//": rename it'
+    if any(part in (".", "..") or (part.startswith(".") and not hidden) for part in parts):
+        return 'must have no part that begins with ".": rename it'
+    return None
+
+
+def raise_if_changed(uri: str, expected: Object, size: int, version: str) -> None:
+    """Raise Changed, naming both, unless size (bytes) and version are the expected ones. Pure."""
+    if (size, version) != (expected.size, expected.version):
+        raise Changed(
+            f"{uri}/{expected.key}: must be as listed, {expected.size} bytes of version {expected.version}; "
+            f"it is {size} bytes of version {version}; list the store again"
+        )

@@ -1,0 +1,172 @@
+"""Training: one model in training, step by step and epoch by epoch, and its state as a checkpoint."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from orchestrator.metrics import METRICS
+from orchestrator.plan.points import Trial
+from orchestrator.run.context import WorkerContext
+from orchestrator.run.folder import KeepModels
+from orchestrator.run.result import Epoch, monitored, ranked_by
+from orchestrator.spec.axes import Settings
+from orchestrator.spec.sections import EarlyStopping
+from orchestrator.train.checkpoint import BestWeights, Checkpoint, CheckpointState
+from orchestrator.train.loop import Loop, Sums, TrialImages, Validated
+from orchestrator.train.model import build, class_probabilities
+from orchestrator.train.model_file import check_savable, weights_digest
+from orchestrator.train.optimizers import make_optimizer
+
+
+class Diverged(ArithmeticError):
+    """The loss is no longer a number."""
+
+
+class Training:
+    """One model in training: what it is made of, how far it is, and how both become a checkpoint.
+
+    Attributes:
+        history: The epochs that are over.
+        digests: Epoch -> SHA-256 of the weights after it, for each milestone so far.
+        step: Steps taken of the epoch after the history; all of them while it is validated.
+        spent_s: Seconds that these steps took.
+        outputs: (validation images, model outputs) float32, what the model said of the validation images after the
+            last epoch; None where a checkpoint was taken since, which does not hold it.
+        best: The best epoch's weights, where these and not the last epoch's are the trial's.
+    """
+
+    def __init__(self, settings: Settings, trial: Trial, context: WorkerContext, images: TrialImages) -> None:
+        """Build the model from the trial's seed. Raises BadInput where that, or saving it, is not possible."""
+        self.settings, self.trial, self.images = settings, trial, images
+        self._metric = context.spec.metric
+        self._labels = context.index.labels[images.validation_rows]
+        self.history: list[Epoch] = []
+        self.digests: dict[int, str] = {}
+        self.step, self.spent_s = 0, 0.0
+        self.outputs: np.ndarray | None = None
+        self.best: BestWeights | None = None
+        keras.utils.set_random_seed(trial.seed)
+        keras.config.set_dtype_policy(settings.train.precision)
+        try:
+            shape, classes = (*settings.data.image_size, 3), len(context.index.classes)
+            self.model = build(settings.model, shape, classes, settings.model_args)
+        finally:
+            keras.config.set_dtype_policy("float32")
+        if context.keep is not KeepModels.none:
+            check_savable(self.model, settings.model)
+        optimizer = make_optimizer(settings.train)
+        optimizer.build(self.model.trainable_variables)
+        self.loop = Loop(self.model, optimizer, images, settings.train.batch_size, trial.milestones[-1])
+        self._variables = [*self.model.variables, *optimizer.variables, self.loop.sums]  # in a checkpoint's order
+
+    @property
+    def epochs_done(self) -> float:
+        """Epochs that are over, and how much of the next one."""
+        return len(self.history) + self.step / self.loop.steps
+
+    @property
+    def is_over(self) -> bool:
+        """Trained to the last milestone, or ended by early stopping."""
+        early = self.settings.train.early_stopping
+        return len(self.history) >= self.trial.milestones[-1] or _ends_early(self.history, early)
+
+    @property
+    def restores_best(self) -> bool:
+        """Whether a point's figures are those of its lowest val_loss, not of its last epoch."""
+        early = self.settings.train.early_stopping
+        return bool(early and early.restore_best)
+
+    def take_steps(self) -> None:
+        """Take about a second's steps of the epoch at work, of which some must be left."""
+        count, took_s = self.loop.train(len(self.history), self.step)
+        self.step += count
+        self.spent_s += took_s
+
+    def finish_epoch(self, stopped: Callable[[], bool]) -> bool:
+        """Validate, and add the epoch whose steps are all taken to the history.
+
+        stopped: asked about once a second; where it says so, the epoch stays as it is and False is returned.
+        Raises Diverged.
+        """
+        began = time.perf_counter()
+        if (validated := self.loop.validate(stopped)) is None:
+            return False
+        validate_s = time.perf_counter() - began
+        self.history.append(self._epoch(self.loop.take_sums(), validated, validate_s))
+        self.step, self.spent_s, self.outputs = 0, 0.0, validated.outputs
+        epoch = len(self.history)
+        is_best = ranked_by(self.history, self.restores_best, self._metric).epoch == epoch
+        if is_best and (self.restores_best or METRICS[self._metric].best_of):
+            self.best = BestWeights(epoch, [np.array(v) for v in self.model.variables], self.outputs)
+        if epoch in self.trial.milestones:
+            self.digests[epoch] = weights_digest(self.model)
+        return True
+
+    def _epoch(self, training: Sums, validated: Validated, validate_s: float) -> Epoch:
+        number = len(self.history) + 1
+        for objective in (training.objective, validated.sums.objective):
+            if not math.isfinite(objective):
+                raise Diverged(f"the loss became {objective} in epoch {number}: try a smaller learning_rate")
+        probabilities = class_probabilities(validated.outputs)
+        from_predictions = {m.name: m.compute(self._labels, probabilities) for m in METRICS.values() if m.compute}
+        return Epoch(
+            epoch=number,
+            metrics={**_means("", training), **_means("val_", validated.sums), **from_predictions},
+            train_s=self.spent_s,
+            images_per_s=len(self.images.rows) / max(self.spent_s, 1e-9),
+            validate_s=validate_s,
+        )
+
+    def snapshot(self) -> Checkpoint:
+        """Everything that decides what comes next, copied: it can be written while training goes on."""
+        state = CheckpointState(
+            history=list(self.history),
+            digests=dict(self.digests),
+            step=self.step,
+            spent_s=self.spent_s,
+            best_epoch=self.best.epoch if self.best else None,
+        )
+        return Checkpoint(state, [np.array(v) for v in self._variables], self.best)
+
+    def resume(self, saved: Checkpoint) -> None:
+        """Go on from a snapshot. Raises ValueError, and stays as it was, where it is not one of this trial."""
+        state, best, values = saved.state, saved.best, _with_objective(saved.values)
+        if _shapes(values) != _shapes(self._variables):
+            raise ValueError("it holds another model")
+        if best and _shapes(best.weights) != _shapes(self.model.variables):
+            raise ValueError("its best weights are another model's")
+        if len(state.history) > self.trial.milestones[-1]:
+            raise ValueError("it is of a longer trial")
+        if state.step > self.loop.steps:
+            raise ValueError("it is of longer epochs")
+        for variable, value in zip(self._variables, values, strict=True):
+            variable.assign(value)
+        self.history, self.digests = list(state.history), dict(state.digests)
+        self.step, self.spent_s, self.best = state.step, state.spent_s, best
+
+
+def _means(prefix: str, sums: Sums) -> dict[str, float]:
+    """The metrics that are summed image by image."""
+    means = {"objective": sums.objective, "loss": sums.loss, "accuracy": sums.correct}
+    return {f"{prefix}{name}": total / sums.images for name, total in means.items()}
+
+
+def _with_objective(values: list[np.ndarray]) -> list[np.ndarray]:
+    """A checkpoint's variables; 0.1.0 summed up losses with their penalties, and no others: these stand for both."""
+    *variables, sums = values
+    return [*variables, np.concatenate([sums[:1], sums])] if sums.shape == (3,) else values
+
+
+def _shapes(arrays: Sequence[Any]) -> list[tuple[int, ...]]:
+    return [tuple(array.shape) for array in arrays]
+
+
+def _ends_early(history: list[Epoch], early: EarlyStopping | None) -> bool:
+    if early is None or not history:
+        return False
+    losses = monitored(history)
+    return len(losses) - 1 - losses.index(min(losses)) >= early.patience
