@@ -52,11 +52,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One folder of caches for the whole session: nothing is kept at home."""
-    folder = tmp_path_factory.mktemp("caches")
+    """One folder of caches for the whole session, and an empty home: the person's own is neither read nor written."""
+    home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ORCHESTRATOR_CACHE_DIR", str(folder))
-        yield folder
+        patch.setenv("HOME", str(home))
+        patch.setenv("ORCHESTRATOR_CACHE_DIR", str(home / "caches"))
+        yield home / "caches"
 
 
 @pytest.fixture(scope="session")
