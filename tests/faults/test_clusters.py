@@ -149,7 +149,7 @@ def test_jobs_and_head(
     quiet: Undisturbed, tmp_path: Path, short: Callable[[], Path], caches: Path, tried: Note
 ) -> None:
     """A job's driver is killed five times, the job stopped in two ways, the head killed: a new cluster ends the run."""
-    draw = random.Random(seed())
+    draw, killed = random.Random(seed()), []
     run = tmp_path / "runs" / "shirts"
     args = (*GRID, "--set", "train.checkpoint_every_s=3600")  # so that a stop alone writes one
     env = {"ORCHESTRATOR_CACHE_DIR": str(caches)}
@@ -165,8 +165,10 @@ def test_jobs_and_head(
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             assert job.end() in ("FAILED", "SUCCEEDED")
-            assert gone(job.mark) == []
+            killed.append(job.mark)
             assert before.items() <= finished(run).items()
+
+        assert [gone(mark) for mark in killed] == [[]] * 5
 
         for more in ({}, patient):
             job = Job(server, tmp_path, *args, "--name", "stopped", env={**env, **more})
