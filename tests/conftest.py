@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import hypothesis
@@ -52,9 +54,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One folder of caches for the whole session, and an empty home: the person's own is neither read nor written."""
+    """One folder of caches for the whole session, in an empty home: nothing of the person's own is read or written."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("HOME", str(home))
         patch.setenv("ORCHESTRATOR_CACHE_DIR", str(home / "caches"))
         yield home / "caches"
@@ -143,24 +148,22 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     assert heard == []
 
 
+@pytest.fixture(scope="session")
+def s3(seaweedfs: Seaweedfs) -> Any:
+    """A client of that server: to make one takes longer than most tests."""
+    keys = {"aws_access_key_id": seaweedfs.access_key, "aws_secret_access_key": seaweedfs.secret_key}
+    return boto3.session.Session(**keys, region_name="us-east-1").client("s3", endpoint_url=seaweedfs.endpoint)
+
+
 @pytest.fixture
-def bucket(
-    seaweedfs: Seaweedfs, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """The address of a fresh bucket; the environment leads every S3 client to it, none to one's own account."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"):
-        monkeypatch.delenv(name, raising=False)
+def bucket(seaweedfs: Seaweedfs, s3: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a fresh bucket; the environment leads every S3 client to it."""
     for name, value in seaweedfs.env().items():
         monkeypatch.setenv(name, value)
-    nothing = tmp_path_factory.mktemp("aws") / "nothing"
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(nothing))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(nothing))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    name = nothing.parent.name.lower().replace("_", "-") + "-bucket"
-    client = boto3.session.Session().client("s3")
-    client.create_bucket(Bucket=name)
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    s3.create_bucket(Bucket=name)
     yield f"s3://{name}"
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=name):
         if keys := [{"Key": entry["Key"]} for entry in page.get("Contents", [])]:
-            client.delete_objects(Bucket=name, Delete={"Objects": keys})
-    client.delete_bucket(Bucket=name)
+            s3.delete_objects(Bucket=name, Delete={"Objects": keys})
+    s3.delete_bucket(Bucket=name)
