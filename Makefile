@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-test grid submit test faults bench bench-full bench-stream bench-scale picture lint audit constraints clean
+.PHONY: help setup setup-test grid submit test test-all faults bench bench-full bench-stream bench-scale picture lint audit constraints clean
 
 # With it set, the libraries' bytecode would not be kept, and importing TensorFlow takes 11 s instead of 4.5 s.
 unexport PYTHONDONTWRITEBYTECODE
@@ -22,20 +22,19 @@ setup: $(VENV)/.ready ## Make .venv with the pinned dependencies
 setup-test: $(VENV)/.ready-test ## The same, and what the tests need
 
 grid: setup ## Train a grid: make grid SPEC=jobs/some.yaml ARGS="--plan"
-	@$(PYTHON) -m orchestrator.grid $(SPEC) $(ARGS)
-	# the run ends with commands to type next, which take the python of this environment
-	if [[ ! "$$(dirname "$$(command -v python)")" -ef $(VENV)/bin ]]; then
-		echo "before you type these: source $(VENV)/bin/activate" >&2
-	fi
+	$(PYTHON) -m orchestrator.grid $(SPEC) $(ARGS)
 
 submit: setup ## Train it on a cluster: make submit SPEC=jobs/some.yaml ADDRESS=http://127.0.0.1:8265 ARGS="--output s3://bucket/runs"
 	$(PYTHON) -m orchestrator.submit $(SPEC) $(if $(ADDRESS),--address $(ADDRESS)) $(ARGS)
 
-test: lint ## Lint, then run the tests: make test ARGS="tests/test_spec.py -k axes"
-	$(PYTHON) -m pytest -q $(ARGS)
+test: lint ## Lint, then the tests that one waits for, in minutes: make test ARGS="tests/test_spec.py -k axes"
+	$(PYTHON) -m pytest $(ARGS)
+
+test-all: lint ## All tests: also clusters, faults, a browser, and what infra/ deploys; most of an hour
+	$(PYTHON) -m pytest tests $(ARGS)
 
 faults: lint ## Break grids on purpose, and write what came of it into docs/reliability.md (FAULTS_SEED=N repeats a run)
-	$(PYTHON) -m pytest -q -m "" tests/faults $(ARGS)
+	$(PYTHON) -m pytest tests/faults --write-table $(ARGS)
 
 bench: $(VENV)/.ready-bench build/jpegs ## Against the notebook, Ray Tune and KerasTuner on one grid; half an hour
 	$(PYTHON) tests/benchmarks/bench_trial.py build/jpegs
@@ -50,10 +49,6 @@ bench-stream: $(VENV)/.ready-bench build/jpegs ## Streaming from an object store
 
 bench-scale: $(VENV)/.ready-bench ## What large grids cost the orchestrator itself, measured and simulated; ten minutes
 	$(PYTHON) tests/benchmarks/bench_scale.py $(ARGS)
-
-picture: setup-test ## Draw docs/report.png, the README's picture, from a run of the example
-	$(PYTHON) -m orchestrator.grid --output build/picture
-	$(PYTHON) docs/picture.py build/picture/shirts/report.html docs/report.png
 
 lint: setup-test ## Check the code with ruff
 	$(PYTHON) -m ruff check .
@@ -73,7 +68,7 @@ ours = [[ -e $(VENV)/.installing || -e $(VENV)/.ready ]]
 
 clean: ## Remove .venv and all that was built here (runs/ stays)
 	if $(ours); then rm -rf $(VENV); fi
-	rm -rf build/jpegs build/jpegs.half build/picture batch_orchestrator.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build/jpegs build/jpegs.half batch_orchestrator.egg-info .pytest_cache .ruff_cache .hypothesis
 	rmdir build 2>/dev/null || true
 	find orchestrator jobs tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 

@@ -131,6 +131,13 @@ def ask(server: Head, path: str, body: dict | None = None) -> dict:
         return json.load(answer)
 
 
+def submit(server: Head, working_dir: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """`ray job submit` of the grid command with this folder, followed to its end."""
+    line = [RAY, "job", "submit", "--working-dir", ".", "--", "python", "-m", "orchestrator.grid", *args]
+    env = {**os.environ, **server.env()}
+    return subprocess.run(line, cwd=working_dir, env=env, text=True, capture_output=True, timeout=300, check=False)
+
+
 def _start(command: Sequence[str], log: Path, env: dict[str, str]) -> subprocess.Popen:
     path = f"{Path(RAY).parent}:{os.environ['PATH']}"
     with log.open("wb") as out:

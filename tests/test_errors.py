@@ -122,7 +122,7 @@ def test_every_command_ends_through_one_door(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_no_call_in_hundreds_ends_by_abort(tmp_path: Path) -> None:
+def test_no_call_in_a_hundred_ends_by_abort(tmp_path: Path) -> None:
     """On a busy machine, where threads of libraries are late: six at a time."""
 
     def plan(_: int) -> tuple[int, str]:
@@ -131,4 +131,4 @@ def test_no_call_in_hundreds_ends_by_abort(tmp_path: Path) -> None:
         return done.returncode, done.stderr
 
     with ThreadPoolExecutor(6) as pool:
-        assert set(pool.map(plan, range(400))) == {(0, "")}
+        assert set(pool.map(plan, range(100))) == {(0, "")}

@@ -119,6 +119,7 @@ def test_early_stopping_exports_the_weights_of_the_lowest_val_loss(
     assert worker.submit(train, trial, work).result().digests[best.epoch] == facts["weights"]
 
 
+@pytest.mark.slow
 def test_the_best_weights_survive_a_kill(
     stopped: tuple[Result, dict], worker: ProcessPoolExecutor, tmp_path: Path
 ) -> None:
@@ -186,6 +187,7 @@ def test_a_model_that_cannot_be_saved_is_refused_before_training(worker: Process
             assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_streamed_images_give_thumbnails_too(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
     """The pictures of the worst classified are those that a node's cache would hold."""
     pictures = {}
@@ -203,6 +205,7 @@ def test_streamed_images_give_thumbnails_too(worker: ProcessPoolExecutor, tmp_pa
     assert all(pictures[20][path] == pictures[0][path] for path in both)
 
 
+@pytest.mark.slow
 def test_a_resumed_trial_does_not_write_what_is_there(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
     """A grid that grows in epochs keeps the model of the shorter point, unless the longer one is better."""
     work, short = keeping(tmp_path, KeepModels.all, "grid.epochs=[1]")

@@ -59,6 +59,7 @@ def test_a_spec_is_planned_as_it_stands(name: str, places: list[str]) -> None:
     assert len(json.loads(done.stdout)["points"]) == POINTS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 def test_a_spec_is_trained_shrunk(name: str, places: list[str], tmp_path: Path) -> None:
     """Every point is ok, and the winner's model is there."""

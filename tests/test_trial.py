@@ -194,7 +194,9 @@ def kill_in_mid_epoch(trial: Trial, work: WorkerContext, epochs: int) -> None:
     assert work.run.read_checkpoint(trial.id) is not None
 
 
-@pytest.mark.parametrize("epochs", [0, 1, 2])
+@pytest.mark.parametrize(
+    "epochs", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_a_killed_trial_goes_on_exactly(
     undisturbed: Result, worker: ProcessPoolExecutor, tmp_path: Path, epochs: int
 ) -> None:
@@ -204,6 +206,7 @@ def test_a_killed_trial_goes_on_exactly(
     assert same(worker.submit(train, trial, work).result(), undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["precision=mixed_bfloat16", "precision=mixed_float16", "optimizer=adamw"])
 def test_whatever_it_trains_with_a_killed_trial_goes_on_exactly(
     worker: ProcessPoolExecutor, tmp_path: Path, setting: str
@@ -326,6 +329,7 @@ def test_early_stopping_ends_a_trial_and_keeps_its_history(worker: ProcessPoolEx
     assert result.epochs == 30
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_points_that_share_a_trial_where_it_ends_each_alone(
     worker: ProcessPoolExecutor, tmp_path: Path
 ) -> None:
@@ -354,6 +358,7 @@ def train_all(trials: tuple[Trial, ...], work: WorkerContext) -> tuple[list[Resu
     return results, held_mb
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "keep"), [("adam", KeepModels.none), ("adamw", KeepModels.best)])
 def test_a_worker_does_not_grow(tmp_path: Path, optimizer: str, keep: KeepModels) -> None:
     """25 trials that follow on 15 leave less than 30 MB behind; a graph kept for each would be 75 MB or more."""

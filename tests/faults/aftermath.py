@@ -25,10 +25,11 @@ from orchestrator.store import open_store
 
 # six trials of seconds, which serve twelve points, and a checkpoint five times a second
 GRID = (
-    *("--set", "grid={batch_size: [16, 32, 64], dropout: [0.0, 0.5], epochs: [10, 80]}"),
+    *("--set", "grid={batch_size: [16, 32, 64], dropout: [0.0, 0.5], epochs: [5, 40]}"),
     *("--set", "data.image_size=16", "--set", "train.checkpoint_every_s=0.2"),
 )
 POINTS, TRIALS = 12, 6
+LONGER = (*GRID, "--set", "seeds=[0, 1, 2]")  # three times as much: the same trials, and others
 _MARK = "ORCHESTRATOR_FAULTS_MARK"
 _GONE_S = 90.0  # Ray's helpers that were just starting look for their node for a minute
 
@@ -190,6 +191,18 @@ def check(uri: str, expected: Undisturbed, failed: int = 0) -> str:
     else:
         assert not open_store(uri).exists("owner.json")
     return "nothing" if not failed else f"{failed} points failed, and say why"
+
+
+def check_longer(cwd: Path, env: dict[str, str], expected: Undisturbed) -> str:
+    """As `check`, after LONGER: GRID itself has nothing left to train, and leads back to the undisturbed board."""
+    with driving(cwd, *GRID, env=env) as again:
+        assert again.end() == 0, again.out
+    assert not any(line.startswith("epoch ") for line in again.lines)
+    run = cwd / "runs" / "shirts"
+    for path in (run / "trials").glob("*.json"):
+        if path.name.partition("-")[0] not in expected.results:
+            path.unlink()
+    return check(str(run), expected)
 
 
 def finished(run: Path) -> dict[str, int]:

@@ -17,10 +17,8 @@ TABLE = Path(__file__).parents[2] / "docs" / "reliability.md"
 _ROWS = pytest.StashKey[dict[str, tuple[str, str]]]()
 
 
-@pytest.fixture(scope="session")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache folder for all grids of the session."""
-    return tmp_path_factory.mktemp("caches")
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-table", action="store_true", help="write what was tried into ARCHITECTURE.md")
 
 
 @pytest.fixture(scope="session")
@@ -31,16 +29,16 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Pat
 
 
 @pytest.fixture
-def env(caches: Path, short: Callable[[], Path]) -> dict[str, str]:
-    """What a driver's environment has beside the usual: that cache folder, and a temporary folder of its own."""
-    return {"ORCHESTRATOR_CACHE_DIR": str(caches), "TMPDIR": str(short())}
+def env(short: Callable[[], Path]) -> dict[str, str]:
+    """What a driver's environment has beside the usual: a temporary folder of its own."""
+    return {"TMPDIR": str(short())}
 
 
 @pytest.fixture(scope="session")
-def quiet(tmp_path_factory: pytest.TempPathFactory, caches: Path, short: Callable[[], Path]) -> Undisturbed:
+def quiet(tmp_path_factory: pytest.TempPathFactory, short: Callable[[], Path]) -> Undisturbed:
     """The grid when nothing happens to it."""
     cwd = tmp_path_factory.mktemp("quiet")
-    with driving(cwd, *GRID, env={"ORCHESTRATOR_CACHE_DIR": str(caches), "TMPDIR": str(short())}) as driver:
+    with driving(cwd, *GRID, env={"TMPDIR": str(short())}) as driver:
         assert driver.end() == 0, driver.out
     clean(driver)
     found = undisturbed(str(cwd / "runs" / "shirts"))
@@ -60,15 +58,16 @@ def tried(request: pytest.FixtureRequest) -> Callable[[str, object, str], None]:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """`make faults` writes the table: as a whole, or, of the tests that were named, the rows."""
+    """`make faults` writes the table: as a whole, or, of the tests that were chosen, the rows."""
     rows = session.config.stash.get(_ROWS, {})
-    if not rows or session.config.option.markexpr:
+    if not rows or not session.config.getoption("--write-table", False):
         return
     text = TABLE.read_text()
     begin, end = "<!-- `make faults` writes this table -->\n", "<!-- its end -->"
     before, _, rest = text.partition(begin)
     old, _, after = rest.partition(end)
-    if exitstatus or session.config.args != ["tests/faults"] or session.config.option.keyword:
+    chosen = session.config.option.keyword or session.config.option.markexpr
+    if exitstatus or session.config.args != ["tests/faults"] or chosen:
         cells = (line.strip("| ").split(" | ") for line in old.splitlines()[2:])
         rows = {fault: (times, lost) for fault, times, lost in cells} | rows
     lines = [f"| {fault} | {times} | {lost} |" for fault, (times, lost) in sorted(rows.items())]

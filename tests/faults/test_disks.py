@@ -52,7 +52,6 @@ def disk() -> Iterator[Callable[[Path, int], Disk]]:
         one.unmount()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "size_kb", "line"),
     [
@@ -92,13 +91,13 @@ def test_disk_full(
     )
 
 
-def test_damage(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
+def test_damage(quiet: Undisturbed, tmp_path: Path, caches: Path, env: dict[str, str], tried: Note) -> None:
     """A result, its checkpoint, the tables, the best model's predictions, the cache cut short: aside, and made anew."""
-    run, caches = tmp_path / RUN, tmp_path / "cache"
+    run, own = tmp_path / RUN, tmp_path / "cache"
     shutil.copytree(quiet.uri, run)
-    shutil.copytree(env["ORCHESTRATOR_CACHE_DIR"], caches)
+    shutil.copytree(caches, own)
     (result, *_) = sorted((run / "trials").iterdir())
-    (cache,) = (path.parent for path in caches.glob("*/images.u8") if path.stat().st_size == 1200 * 16 * 16 * 3)
+    (cache,) = (path.parent for path in own.glob("*/images.u8") if path.stat().st_size == 1200 * 16 * 16 * 3)
     damaged = {
         f"trials/{result.name}": result,
         f"checkpoints/{result.name.partition('-')[0]}.npz": run / f"checkpoints/{result.name.partition('-')[0]}.npz",
@@ -111,7 +110,7 @@ def test_damage(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: 
     bytes_before = {name: file.read_bytes() for name, file in damaged.items()}
     (run / "trials/.0123456789abcdef.tmp").write_bytes(b"half a result")  # as a killed worker leaves it
     others = {name: at for name, at in finished(run).items() if name != result.name}
-    with driving(tmp_path, *GRID, env={**env, "ORCHESTRATOR_CACHE_DIR": str(caches)}) as driver:
+    with driving(tmp_path, *GRID, env={**env, "ORCHESTRATOR_CACHE_DIR": str(own)}) as driver:
         assert driver.end() == 0, driver.out
     clean(driver)
     assert {name: (run / "damaged" / name).read_bytes() for name in damaged} == bytes_before
@@ -173,7 +172,6 @@ int clock_gettime(clockid_t which, struct timespec *now) {
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler as cc")
 def test_clock_jumps(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
     """The clock that Python sees jumps an hour forth, then two back, while all train: the lease and all times hold."""

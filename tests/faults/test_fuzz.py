@@ -60,7 +60,6 @@ SEEDS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("target", SEEDS)
 def test_what_coverage_finds(target: str, tmp_path: Path) -> None:
     """Seconds of inputs that each reach something new in the code."""

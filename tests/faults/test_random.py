@@ -5,7 +5,6 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from aftermath import GRID, Driver, Undisturbed, check, clean, driving, finished, hit, seed
 from waiting import eventually, pause
 
@@ -78,7 +77,6 @@ def damage(driver: Driver, draw: random.Random, run: Path) -> None:
 FAULTS = [kill_worker, kill_driver, interrupt, interrupt_twice, kill_helper, freeze, damage]
 
 
-@pytest.mark.slow
 def test_any_faults(
     quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Callable[[str, object, str], None]
 ) -> None:

@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -24,27 +25,20 @@ Note = Callable[[str, object, str], None]
 
 
 @pytest.fixture(scope="module")
-def pets(seaweedfs: Seaweedfs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def pets(seaweedfs: Seaweedfs, s3: Any) -> Iterator[str]:
     """A bucket with images of two classes; the environment leads to it."""
-    nothing = str(tmp_path_factory.mktemp("aws") / "nothing")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"):
-            patch.delenv(name, raising=False)
-        more = {"AWS_CONFIG_FILE": nothing, "AWS_SHARED_CREDENTIALS_FILE": nothing, "AWS_EC2_METADATA_DISABLED": "true"}
-        for name, value in (seaweedfs.env() | more).items():
+        for name, value in seaweedfs.env().items():
             patch.setenv(name, value)
-        boto3.session.Session().client("s3").create_bucket(Bucket="pets")
+        s3.create_bucket(Bucket="pets")
         fill(open_store("s3://pets/images"), class_folder({"cat": 160, "dog": 160}))
         yield "s3://pets"
 
 
 @pytest.fixture(scope="module")
-def quiet_pets(
-    pets: str, tmp_path_factory: pytest.TempPathFactory, caches: Path, short: Callable[[], Path]
-) -> Undisturbed:
+def quiet_pets(pets: str, tmp_path_factory: pytest.TempPathFactory, short: Callable[[], Path]) -> Undisturbed:
     """The grid from bucket to bucket when nothing happens to it."""
-    env = {"ORCHESTRATOR_CACHE_DIR": str(caches), "TMPDIR": str(short())}
-    with driving(tmp_path_factory.mktemp("pets"), *grid(pets, "quiet"), env=env) as driver:
+    with driving(tmp_path_factory.mktemp("pets"), *grid(pets, "quiet"), env={"TMPDIR": str(short())}) as driver:
         assert driver.end() == 0, driver.out
     clean(driver)
     return undisturbed(f"{pets}/runs/quiet")
@@ -84,7 +78,6 @@ def test_faults_that_pass(
     tried("store: 503 in bursts, resets, half answers, stalls of 10 s", f"{proxy.requests.total()} requests", lost)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "what", "cause"),
     [

@@ -11,21 +11,16 @@ BUCKET = "pets-of-2026"
 
 
 @pytest.fixture(scope="package")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
+def stack() -> Iterator[pytest.MonkeyPatch]:
     """infra/aws/storage.yaml deployed to a moto server on loopback; the environment leads every AWS client there."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    nothing = str(tmp_path_factory.mktemp("aws") / "nothing")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
-            patch.delenv(name, raising=False)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "testing")
-        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-            patch.setenv(name, nothing)
         for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
             patch.setenv(name, "us-east-1")
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
