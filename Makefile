@@ -50,8 +50,10 @@ bench-stream: $(VENV)/.ready-bench build/jpegs ## Streaming from an object store
 bench-scale: $(VENV)/.ready-bench ## What large grids cost the orchestrator itself, measured and simulated; ten minutes
 	$(PYTHON) tests/benchmarks/bench_scale.py $(ARGS)
 
-lint: setup-test ## Check the code with ruff
+lint: setup-test ## Check the code with ruff, and its types with mypy
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check --quiet .
+	$(PYTHON) -m mypy
 
 audit: setup ## Look up known vulnerabilities of the pinned dependencies
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check pip-audit
@@ -68,7 +70,7 @@ ours = [[ -e $(VENV)/.installing || -e $(VENV)/.ready ]]
 
 clean: ## Remove .venv and all that was built here (runs/ stays)
 	if $(ours); then rm -rf $(VENV); fi
-	rm -rf build/jpegs build/jpegs.half batch_orchestrator.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build/jpegs build/jpegs.half batch_orchestrator.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	rmdir build 2>/dev/null || true
 	find orchestrator jobs tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 

@@ -46,7 +46,7 @@ def run_command(main: Callable[..., None], **settings: Any) -> NoReturn:
         try:
             app()
         except SystemExit as end:
-            status = end.code
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         if sys.stdout:

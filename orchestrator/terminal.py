@@ -11,8 +11,9 @@ from rich.console import Console
 def make_console(stderr: bool = False) -> Console:
     """A terminal's own width; wide and without colours where output goes to a file or a job log."""
     stream = sys.stderr if stderr else sys.stdout
-    plain = {} if stream.isatty() else {"width": 200, "color_system": None, "force_terminal": False}
-    return Console(file=stream, highlight=False, markup=False, **plain)
+    if stream.isatty():
+        return Console(file=stream, highlight=False, markup=False)
+    return Console(file=stream, highlight=False, markup=False, width=200, color_system=None, force_terminal=False)
 
 
 @contextlib.contextmanager

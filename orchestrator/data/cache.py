@@ -87,7 +87,7 @@ def _open(folder: Path, shape: tuple[int, ...] | None) -> Cache | None:
             return Cache(None, bad)
         # mode "c" shares the pages and lets numpy hand them to TensorFlow, which refuses a read-only array
         images = np.memmap(folder / "images.u8", dtype=np.uint8, mode="c", shape=shape)
-        if os.path.getsize(folder / "images.u8") != images.nbytes or zlib.crc32(images) != meta.get("crc32"):
+        if os.path.getsize(folder / "images.u8") != images.nbytes or zlib.crc32(images.data) != meta.get("crc32"):
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -130,7 +130,7 @@ def _fill(half: Path, shape: tuple[int, ...] | None, index: Index, store: Store,
         elif images is not None:
             images[rows] = what
     # not flushed to the disk: the checksum tells, should the machine die before it is
-    crc32 = None if images is None else zlib.crc32(images)
+    crc32 = None if images is None else zlib.crc32(images.data)
     (half / "meta.json").write_text(json.dumps({"crc32": crc32, "bad": bad}))
 
 

@@ -328,13 +328,13 @@ def _split(table: pa.Table, data: Data) -> np.ndarray:
 class _Ranged:
     """A read-only file over ranged reads, as pyarrow wants it."""
 
-    def __init__(self, shard: Object, read_range: Callable[[int, int], bytes]) -> None:
+    def __init__(self, shard: Object, read_range: Callable[[int, int], memoryview]) -> None:
         self._size, self._read_range, self._at, self.closed = shard.size, read_range, 0, False
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int = -1) -> memoryview:
         left = max(0, self._size - self._at)
         size = left if size is None or size < 0 else min(size, left)
-        data = self._read_range(self._at, size) if size else b""
+        data = self._read_range(self._at, size) if size else memoryview(b"")
         self._at += len(data)
         return data
 

@@ -108,9 +108,10 @@ def _batches(source: Source, order: tf.Tensor, batch_size: int, matrices: tf.Ten
 
         steps = -(-tf.size(order, tf.int64) // batch_size)
         return tf.data.Dataset.range(steps).map(pick, num_parallel_calls=parallel)
-    size, resize = source.data.image_size, source.data.resize
+    encoded, size, resize = source.encoded, source.data.image_size, source.data.resize
+    assert encoded is not None
     return (
-        tf.data.Dataset.from_generator(source.encoded.chunks, args=(order,), output_signature=CHUNK)
+        tf.data.Dataset.from_generator(encoded.chunks, args=(order,), output_signature=CHUNK)
         .prefetch(1)  # the next chunk crosses the network while this one is decoded
         .unbatch()
         .map(_plain(lambda row, blob: (row, decode(blob, size, resize))), num_parallel_calls=parallel)
@@ -138,7 +139,7 @@ def _shuffled(source: Source, rows: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
     # -1 - epoch: or else the order would come from the same random bits as the draws
     key = tf.stack([tf.constant(source.seed, tf.int64), -1 - epoch])
     order = tf.random.experimental.stateless_shuffle(rows, key)
-    if source.images is not None or not source.encoded.packed:
+    if source.encoded is None or not source.encoded.packed:
         return order
     group_of_row, group_bytes = source.encoded.group_of_row, source.encoded.group_bytes
     groups = tf.random.experimental.stateless_shuffle(tf.range(len(group_bytes)), key)

@@ -6,6 +6,7 @@ import io
 import itertools
 import re
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -47,6 +48,12 @@ def _admitted(blob: bytes) -> bytes:
     except (OSError, SyntaxError) as error:
         raise _Unreadable(f"corrupt: {error}") from None
     return blob
+
+
+class Blobs(Protocol):
+    """Whatever gives the encoded images of some rows."""
+
+    def blobs(self, rows: np.ndarray) -> Iterator[bytes]: ...
 
 
 class Encoded:
@@ -134,7 +141,7 @@ class Encoded:
 
 
 def decoded(
-    encoded: Encoded, images: int, image_size: tuple[int, int], resize: str, threads: int
+    encoded: Blobs, images: int, image_size: tuple[int, int], resize: str, threads: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray] | tuple[int, str]]:
     """Every one of `images` images once, in any order.
 

@@ -138,13 +138,13 @@ def make_plan(
     forecast_s: dict[tuple[Any, ...], float] = {}  # of an epoch, by the values that it depends on
     trials = []
     for trial_id, points_at in milestones.items():
-        values, seed = owners[trial_id]
-        key = tuple(values.get(name) for name in ("batch_size", "image_size", "precision"))
+        of_trial, seed = owners[trial_id]
+        key = tuple(of_trial.get(name) for name in ("batch_size", "image_size", "precision"))
         if key not in forecast_s:
-            forecast_s[key] = epoch_s(resolve(spec, values), counts, pace)
+            forecast_s[key] = epoch_s(resolve(spec, of_trial), counts, pace)
         epochs = tuple(sorted(points_at))
         ids = tuple(points_at[each] for each in epochs)
-        trials.append(Trial(trial_id, values, seed, epochs, forecast_s[key] * epochs[-1], ids))
+        trials.append(Trial(trial_id, of_trial, seed, epochs, forecast_s[key] * epochs[-1], ids))
     trials.sort(key=lambda trial: -trial.forecast_s)
     return Plan(axes, tuple(points), tuple(trials), counts, shared)
 
@@ -206,10 +206,10 @@ def _combinations(spec: Spec, defaults: Mapping[str, Any]) -> Iterator[tuple[dic
         rest_texts = {name: canonical(value) for name, value in rest.items()}
         as_texts = ([canonical(value) for value in values] for values in spec.grid.values())
         pairs = zip(itertools.product(*spec.grid.values()), itertools.product(*as_texts), strict=True)
-        for values, texts in pairs:
+        for chosen, texts in pairs:
             told = dict(zip(spec.grid, texts, strict=True))
             if not (excluded and taken_out(told)):
-                yield dict(zip(spec.grid, values, strict=True)) | rest, told | rest_texts, "a point of the grid"
+                yield dict(zip(spec.grid, chosen, strict=True)) | rest, told | rest_texts, "a point of the grid"
     for i, given in enumerate(spec.points):
         values = _fill([name for name in spec.axes if name not in given], defaults, f"points[{i}]", spec) | given
         values = {name: values[name] for name in spec.axes}

@@ -142,8 +142,8 @@ class Run:
     def copy_model(self, source: str, target: str, facts: Exported) -> None:
         """Write the model `source` as `target`, with these facts beside it."""
         if source != target:
-            files = (self.store.read(f"models/{source}{end}") for end in (".keras", "-validation.parquet"))
-            self.write_model(target, *files, facts)
+            keras, validation = (self.store.read(f"models/{source}{end}") for end in (".keras", "-validation.parquet"))
+            self.write_model(target, keras, validation, facts)
         else:
             self.store.write(f"models/{target}.json", facts.model_dump_json(indent=1).encode())
 

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import BadInput
 from orchestrator.store import Missing, Store, StoreError
@@ -171,7 +172,7 @@ def _now() -> float:
     return time.clock_gettime(_CLOCK)
 
 
-def _read(store: Store) -> tuple[dict, str]:
+def _read(store: Store) -> tuple[dict[str, Any], str]:
     """The owner and the version of its file; an empty version where there is none."""
     try:
         data, version = store.read_versioned(KEY)
@@ -184,7 +185,7 @@ def _read(store: Store) -> tuple[dict, str]:
     return (owner if isinstance(owner, dict) else {}), version
 
 
-def _is_gone(owner: dict) -> bool:
+def _is_gone(owner: dict[str, Any]) -> bool:
     """True where the owner was a process of this machine that has ended."""
     if owner.get("host") != platform.node() or not owner.get("started"):
         return False

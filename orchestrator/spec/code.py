@@ -89,9 +89,11 @@ def _plain_defaults(arguments: ast.arguments) -> dict[str, Any]:
     ]
     plain = {}
     for argument, default in pairs:
+        if default is None:  # a keyword argument without one
+            continue
         with contextlib.suppress(ValueError, TypeError):  # not a literal
             value = ast.literal_eval(default)
-            if default is not None and isinstance(value, Scalar | None):
+            if isinstance(value, Scalar | None):
                 plain[argument.arg] = value
     return plain
 

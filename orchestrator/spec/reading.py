@@ -98,10 +98,11 @@ def _check_value(name: str, value: Any, path: str) -> Any:
 
 
 @cache
-def _adapter(axis: str) -> TypeAdapter:
+def _adapter(axis: str) -> TypeAdapter[Any]:
     section, field = AXIS_PATHS[axis]
     info = SECTIONS[section].model_fields[field]
-    return TypeAdapter(Annotated[info.annotation, *info.metadata, None], config=Section.model_config)
+    annotation: Any = Annotated[info.annotation, *info.metadata, None]
+    return TypeAdapter(annotation, config=Section.model_config)
 
 
 def _first_repeat(values: Sequence[Any]) -> tuple[int, Any] | None:
@@ -226,13 +227,13 @@ _UNUSED_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "merge", "
 class _Loader(yaml.SafeLoader):
     """Plain YAML: no tags, no merged mappings, no repeated keys; 1e-3 is a number and 2024-01-31 a text."""
 
-    yaml_implicit_resolvers: ClassVar = {
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # type: ignore[misc] # the stubs take it for an instance's
         first: [(tag, regexp) for tag, regexp in resolvers if tag not in _UNUSED_TAGS]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if tag := getattr(event, "tag", None):
             raise yaml.MarkedYAMLError(problem=f"the tag {tag!r} has no place here", problem_mark=event.start_mark)
         return super().compose_node(parent, index)

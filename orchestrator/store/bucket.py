@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
@@ -21,6 +21,9 @@ from obstore.store import S3Store, from_url
 from orchestrator.errors import BadInput
 from orchestrator.store.hints import NO_KEYS, explain, one_line
 from orchestrator.store.interface import Missing, Object, Store, raise_if_changed
+
+if TYPE_CHECKING:
+    from obstore import UpdateVersion
 
 # read_timeout, not timeout, catches a stalled server: a large object on a slow line may well take minutes
 PATIENT = {"timeout": "10m", "read_timeout": "30s", "connect_timeout": "5s"}
@@ -41,7 +44,7 @@ _TRANSIENT = r"kind: (Interrupted|Timeout)|ConditionalRequestConflict"
 _PASSING = rf"{_TRANSIENT}|kind: (Connect|Request)|status code: (429|500|502|503|504)"
 # 400 and 405 come with that code, or in Backblaze's words
 _UNKNOWN = r"status code: 501|<Code>NotImplemented</Code>|Unsupported header"
-_ETAG_FORMS = ('"{}"', "{}")  # AWS takes both, Ceph's RADOS Gateway 16.2 the bare one alone
+_ETAG_FORMS: tuple[str, ...] = ('"{}"', "{}")  # AWS takes both, Ceph's RADOS Gateway 16.2 the bare one alone
 _NO_VERSION = "0" * 32
 
 
@@ -216,7 +219,7 @@ class Bucket(Store):
 
     def replace_if_unchanged(self, key: str, data: bytes, version: str) -> str | None:
         while self._etag_forms:
-            expected = {"e_tag": self._etag_forms[0].format(version), "version": version}
+            expected: UpdateVersion = {"e_tag": self._etag_forms[0].format(version), "version": version}
             written = self._put_if(key, data, "replace", expected)
             if written or (written is None and self._current(key) != version):
                 return written
@@ -228,14 +231,14 @@ class Bucket(Store):
         if now is None or self._scheme != "s3":  # Google's and Microsoft's hold
             return now
         if self._etag_forms:
-            never = {"e_tag": self._etag_forms[0].format(_NO_VERSION)}
+            never: UpdateVersion = {"e_tag": self._etag_forms[0].format(_NO_VERSION)}
             if ignored := self._put_if(key, data, "replace", never):
                 self._etag_forms, now = (), ignored
         if self._creates and (ignored := self._put_if(key, data, "write if absent", "create")) is not None:
             self._creates, now = False, ignored or now
         return now
 
-    def _put_if(self, key: str, data: bytes, action: str, condition: str | dict[str, str]) -> str | None:
+    def _put_if(self, key: str, data: bytes, action: str, condition: Literal["create"] | UpdateVersion) -> str | None:
         """Write in one request; returns None where the condition was refused, "" where the store knows none such."""
         path = self._path(key)
         with self._explained(key, action):

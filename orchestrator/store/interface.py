@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -133,7 +133,7 @@ class Store(ABC):
         for _ in _in_order(((0, self.delete, (key,)) for key in keys), in_flight):
             pass
 
-    def read_many(self, objects: Iterable[Object], in_flight: int = 128) -> Iterator[bytes]:
+    def read_many(self, objects: Iterable[Object], in_flight: int = 128) -> Generator[bytes]:
         """Each object's bytes, in the order given, with at most `in_flight` objects and 64 MiB held (or one object).
 
         Raises:
@@ -142,7 +142,7 @@ class Store(ABC):
         """
         yield from _in_order(((o.size, self._read_expected, (o,)) for o in objects), in_flight)
 
-    def read_ranges(self, ranges: Iterable[tuple[Object, int, int]], in_flight: int = 16) -> Iterator[memoryview]:
+    def read_ranges(self, ranges: Iterable[tuple[Object, int, int]], in_flight: int = 16) -> Generator[memoryview]:
         """For each (object, start, length) these bytes, in the order given; bounded and raising as read_many."""
         yield from _in_order(((length, self.read_range, (o, start, length)) for o, start, length in ranges), in_flight)
 

@@ -10,6 +10,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,7 +41,7 @@ def png(grey: bytes) -> bytes:
 
 def sample(idx_dir: Path) -> pa.Table:
     """The table in Hugging Face's image-folder layout, sorted by path."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"image": {"bytes": png(grey), "path": f"{name}/{number:05}.png"}, "label": label}
         for label, (name, theirs) in enumerate(CLASSES.items())
         for number, grey in enumerate(first_images(idx_dir, theirs, PER_CLASS))
