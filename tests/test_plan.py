@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import BadInput
-from orchestrator.plan.describe import as_tree, describe
+from orchestrator.plan.describe import as_tree, describe, describe_outlook
 from orchestrator.plan.forecast import Counts
 from orchestrator.plan.points import Plan, count_by_state, differences, make_plan, remaining
 from orchestrator.spec.code import Code, read_code
@@ -277,7 +277,13 @@ def test_the_description_shows_points_trials_steps_and_epochs():
     """The notebook's 6404 images make 641 steps of 10, the last of 4 images, and 201 of 32."""
     plan = planned(grid={"batch_size": [10, 32], "epochs": [5, 10]})
     spec = load_spec("{name: cats, data: {uri: x}, grid: {batch_size: [10, 32], epochs: [5, 10]}}")
-    text = describe(plan, spec, "8005 of 2 classes", "runs/cats", {"done": 1, "missing": 0, "new": 3}, 2, plan.trials)
+    text = describe(
+        plan,
+        spec,
+        "8005 of 2 classes",
+        "runs/cats: 1 done, 0 missing, 3 new",
+        describe_outlook(plan, spec, 2, plan.trials),
+    )
     assert "cats: 4 points, 2 trials\n" in text
     assert "an epoch: 641 at batch size 10 (the last of 4); 201 at batch size 32 (the last of 4)\n" in text
     assert "30 asked for, 20 trained (points that differ only in epochs share a trial)\n" in text
@@ -321,7 +327,7 @@ def test_the_description_says_whether_images_are_kept_and_why():
     """Within the limit each node decodes them once; above it every epoch streams them anew."""
     plan = planned(grid={"image_size": [32, 64], "epochs": [1]})
     spec = load_spec("{name: cats, data: {uri: x, cache_limit_gb: 0.05}, grid: {image_size: [32, 64], epochs: [1]}}")
-    text = describe(plan, spec, "8005", "runs/cats", {}, 2, plan.trials)
+    text = describe(plan, spec, "8005", "runs/cats", describe_outlook(plan, spec, 2, plan.trials))
     assert "24.6 MB decoded at 32x32: within data.cache_limit_gb, 0.05 GB" in text
     assert "98.4 MB decoded at 64x64: more than data.cache_limit_gb, 0.05 GB, so every epoch" in text
 
@@ -341,7 +347,7 @@ def test_the_description_forecasts_time_and_cost_for_more_and_more_nodes():
     """Of what remains; with the list price of the nodes named, or a word where there is none."""
     text = "{name: cats, data: {uri: x}, grid: {batch_size: [10, 32]}, resources: {node_type: %s}}"
     plan = planned(grid={"batch_size": [10, 32]})
-    said = describe(plan, load_spec(text % "g4dn.xlarge"), "8005", "runs/cats", {}, 1, plan.trials).splitlines()
+    said = list(describe_outlook(plan, load_spec(text % "g4dn.xlarge"), 1, plan.trials))
     assert any(line.startswith("  pace    a first guess") for line in said)
     assert "  price   $0.526 an hour for a g4dn.xlarge, while trials run on it" in said
     assert [line.split(" on ", 1)[1] for line in said if line.startswith("  time ")] == [
@@ -349,7 +355,7 @@ def test_the_description_forecasts_time_and_cost_for_more_and_more_nodes():
         "2 nodes like this one, 1 at once on each",
     ]
     assert all("$" in line for line in said if line.startswith("  time "))
-    said = describe(plan, load_spec(text % "mine"), "8005", "runs/cats", {}, 1, plan.trials[:1]).splitlines()
+    said = list(describe_outlook(plan, load_spec(text % "mine"), 1, plan.trials[:1]))
     assert "  price   no list price for a mine: set resources.usd_per_hour" in said
     assert sum(line.startswith("  time ") for line in said) == 1
-    assert "  pace" not in describe(plan, load_spec(text % "mine"), "8005", "runs/cats", {}, 1, ())
+    assert list(describe_outlook(plan, load_spec(text % "mine"), 1, ())) == []

@@ -22,7 +22,8 @@ from images import as_shards, class_folder, fill
 from orchestrator import leaderboard
 from orchestrator.board.table import COLUMNS
 from orchestrator.data.cache import _open as open_cache_folder
-from orchestrator.data.index import build_index, row_groups
+from orchestrator.data.index import build_index
+from orchestrator.data.shards import row_groups
 from orchestrator.display.opening import read_board
 from orchestrator.errors import BadInput
 from orchestrator.run.folder import Run
@@ -214,7 +215,7 @@ def test_any_bytes_in_a_shard_are_images_or_one_line(tmp_path_factory: pytest.Te
     (folder / "a.parquet").write_bytes(data)
     store = open_store(str(folder))
     data_spec = Data(uri="x", validation_split=0.5)
-    takes_or_tells(lambda: row_groups(build_index(store, data_spec), store))
+    takes_or_tells(lambda: row_groups(build_index(store, data_spec).objects, store))
 
 
 def test_a_shard_with_a_name_that_is_not_unicode_is_one_line(tmp_path: Path):

@@ -109,7 +109,7 @@ def by_config(board: pa.Table) -> pa.Table:
     rows = []
     for i, each in enumerate(folded):
         ahead = lead(folded[0], each, metric) if each.score.count == folded[0].score.count else None
-        standing = None if ahead is None else "behind" if is_apart(ahead) else "ties"
+        relation = None if ahead is None else "behind" if is_apart(ahead) else "ties"
         half = each.score.half_width
         rows.append(
             {
@@ -121,7 +121,7 @@ def by_config(board: pa.Table) -> pa.Table:
                 f"{metric}_low": None if half is None else each.score.mean - half,
                 f"{metric}_high": None if half is None else each.score.mean + half,
                 "train_s": each.train_s,
-                "verdict": "best" if i == 0 else standing,
+                "verdict": "best" if i == 0 else relation,
             }
         )
     numbers = [metric, f"{metric}_std", f"{metric}_low", f"{metric}_high", "train_s"]

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from orchestrator.data.index import Index, build_index, describe_bad, open_shard
+from orchestrator.data.index import Index, build_index, describe_bad
+from orchestrator.data.shards import open_shard
 from orchestrator.errors import BadInput
 from orchestrator.spec.sections import Data
 from orchestrator.store import Object, Store, StoreError

@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 
-from orchestrator.data.index import Index, row_groups
+from orchestrator.data.index import Index
+from orchestrator.data.shards import row_groups
 from orchestrator.errors import BadInput
 from orchestrator.store import Store
 
@@ -65,7 +66,7 @@ class Encoded:
 
     def __init__(self, index: Index, store: Store) -> None:
         self._index, self._store = index, store
-        self._groups = row_groups(index, store) if index.packed else ()
+        self._groups = row_groups(index.objects, store) if index.packed else ()
         self._objects = () if index.packed else index.objects
         self.failures: list[Exception] = []
 

@@ -24,7 +24,7 @@ from orchestrator.driver.summary import dataset_facts, describe_index, say_resul
 from orchestrator.driver.watch import GridWatch
 from orchestrator.errors import DONE, INTERRUPTED, BadInput
 from orchestrator.plan.budget import Meter
-from orchestrator.plan.describe import as_tree, describe
+from orchestrator.plan.describe import as_tree, describe, describe_outlook
 from orchestrator.plan.forecast import Counts, gpu_memory_mb
 from orchestrator.plan.points import Plan, Trial, count_by_state, differences, make_plan, remaining
 from orchestrator.run.context import WorkerContext
@@ -136,18 +136,19 @@ def _points_planned_before(run: Run, plan: Plan) -> list[str]:
     return list(before["points"])
 
 
-def _print_plan(state: RunState, standing: Mapping[str, int], as_json: bool) -> None:
-    """standing: how many points are done, missing and new."""
+def _print_plan(state: RunState, points_by_state: Mapping[str, int], as_json: bool) -> None:
+    """points_by_state: how many are done, missing and new."""
     if as_json:
-        print(json.dumps(as_tree(state.plan, standing), indent=1))
+        print(json.dumps(as_tree(state.plan, points_by_state), indent=1))
         return
     context, plan = state.context, state.plan
     resources = context.spec.resources
     cores = max(1, (os.cpu_count() or 1) // resources.cpus_per_trial)
     slots = min(cores, resources.max_concurrent or cores)
     images = describe_index(context.index, plan.counts, context.images.uri)
-    todo = remaining(plan, state.done)
-    print(describe(plan, context.spec, images, context.run.store.uri, standing, slots, todo, read_pace()))
+    folder = f"{context.run.store.uri}: " + ", ".join(f"{count} {what}" for what, count in points_by_state.items())
+    outlook = describe_outlook(plan, context.spec, slots, remaining(plan, state.done), read_pace())
+    print(describe(plan, context.spec, images, folder, outlook))
 
 
 def _complete(state: RunState, watch: GridWatch, takeover: bool, console: Console) -> None:

@@ -1,7 +1,7 @@
 """Describe: the plan as a person reads it, and as JSON. Pure."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from orchestrator.plan.forecast import FIRST_GUESS, Pace, outlook, price
@@ -10,32 +10,23 @@ from orchestrator.spec.sections import Spec, is_streamed
 from orchestrator.words import clock, label, plural
 
 
-def describe(
-    plan: Plan,
-    spec: Spec,
-    index: str,
-    folder: str,
-    count_by_state: Mapping[str, int],
-    slots: int,
-    todo: Collection[Trial],
-    pace: Pace = FIRST_GUESS,
-) -> str:
+def describe(plan: Plan, spec: Spec, images: str, folder: str, forecast: Iterable[str] = ()) -> str:
     """The plan as a person reads it.
 
-    index: one line on the images. standing: how many points are done, missing and new in the run folder.
-    slots: trials at once on a node. todo: those that remain.
+    images, folder: one line on each. forecast: the lines of `describe_outlook`.
     """
+    ahead = list(forecast)
     sizes = sorted({_batch_size(plan, trial) for trial in plan.trials})
     steps = "; ".join(_steps(plan.counts.training, size) for size in sizes)
     shared = "" if plan.epochs_asked == plan.epochs_trained else " (points that differ only in epochs share a trial)"
     lines = [
         f"{spec.name}: {plural(len(plan.points), 'point')}, {plural(len(plan.trials), 'trial')}",
-        f"  images  {index}",
+        f"  images  {images}",
         *(f"  cache   {line}" for line in _cache_lines(plan, spec)),
         f"  steps   an epoch: {steps}",
         f"  epochs  {plan.epochs_asked} asked for, {plan.epochs_trained} trained{shared}",
-        f"  folder  {folder}: " + ", ".join(f"{count} {what}" for what, count in count_by_state.items()),
-        *(["", *_outlook_lines(plan, spec, slots, todo, pace)] if todo else []),
+        f"  folder  {folder}",
+        *(["", *ahead] if ahead else []),
         "",
         "trial         epochs    forecast  values",
     ]
@@ -47,8 +38,30 @@ def describe(
     return "\n".join(lines)
 
 
-def as_tree(plan: Plan, count_by_state: Mapping[str, int]) -> dict[str, Any]:
-    """The plan as plain values, for JSON."""
+def describe_outlook(
+    plan: Plan, spec: Spec, slots: int, todo: Collection[Trial], pace: Pace = FIRST_GUESS
+) -> Iterator[str]:
+    """When what remains is trained on 1, 2, 4, … nodes like this machine, and what that costs; nothing, if it is done.
+
+    slots: trials at once on a node. todo: the trials that remain, longest first.
+    """
+    if not todo:
+        return
+    images = plan.counts.training + plan.counts.validation
+    usd = price(spec.resources, None)
+    yield f"  pace    {pace.source}"
+    if usd is not None:
+        yield f"  price   ${usd:g} an hour for a {spec.resources.node_type or 'node'}, while trials run on it"
+    elif spec.resources.node_type:
+        yield f"  price   no list price for a {spec.resources.node_type}: set resources.usd_per_hour"
+    for nodes, hours, dollars in outlook([trial.forecast_s for trial in todo], slots, pace, images, usd):
+        cost = "" if dollars is None else f", ${dollars:.2f}"
+        where = f"{plural(nodes, 'node')} like this one, {slots} at once on each"
+        yield f"  time    about {clock(hours * 3600)}{cost} on {where}"
+
+
+def as_tree(plan: Plan, points_by_state: Mapping[str, int]) -> dict[str, Any]:
+    """The plan as plain values, for JSON. points_by_state: how many are done, missing and new in the run folder."""
     return {
         "points": [
             {"id": p.id, "trial_id": p.trial_id, "seed": p.seed, "epochs": p.epochs, **p.values} for p in plan.points
@@ -68,7 +81,7 @@ def as_tree(plan: Plan, count_by_state: Mapping[str, int]) -> dict[str, Any]:
         "validation_images": plan.counts.validation,
         "epochs_asked": plan.epochs_asked,
         "epochs_trained": plan.epochs_trained,
-        "standing": dict(count_by_state),
+        "standing": dict(points_by_state),
     }
 
 
@@ -92,18 +105,3 @@ def _batch_size(plan: Plan, trial: Trial) -> int:
 def _steps(images: int, batch_size: int) -> str:
     full, rest = divmod(images, batch_size)
     return f"{full + bool(rest)} at batch size {batch_size}" + (f" (the last of {rest})" if rest else "")
-
-
-def _outlook_lines(plan: Plan, spec: Spec, slots: int, todo: Collection[Trial], pace: Pace) -> Iterator[str]:
-    """What remains, on 1, 2, 4, … nodes like this machine."""
-    images = plan.counts.training + plan.counts.validation
-    usd = price(spec.resources, None)
-    yield f"  pace    {pace.source}"
-    if usd is not None:
-        yield f"  price   ${usd:g} an hour for a {spec.resources.node_type or 'node'}, while trials run on it"
-    elif spec.resources.node_type:
-        yield f"  price   no list price for a {spec.resources.node_type}: set resources.usd_per_hour"
-    for nodes, hours, dollars in outlook([trial.forecast_s for trial in todo], slots, pace, images, usd):
-        cost = "" if dollars is None else f", ${dollars:.2f}"
-        where = f"{plural(nodes, 'node')} like this one, {slots} at once on each"
-        yield f"  time    about {clock(hours * 3600)}{cost} on {where}"

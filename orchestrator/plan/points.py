@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,36 +91,59 @@ def make_plan(
     share_epochs: points that differ only in epochs share one trial, which is read off at each of them.
     Raises BadInput for a point listed twice, an exclusion that takes nothing out, or an empty grid.
     """
-    axes = spec.axes
-    paths = {name: axis_path(name) for name in axes}
-    defaults = _defaults(spec, code)
     model_args = {
-        axis_path(name): value for name, value in code.defaults.items() if name not in axes and name not in AXIS_PATHS
+        axis_path(name): value
+        for name, value in code.defaults.items()
+        if name not in spec.axes and name not in AXIS_PATHS
     }
     shared = {**shared_settings(spec), **model_args, "index": index_digest, "model source": code.digest}
-    fixed = sorted(f"{path}={canonical(value)}" for path, value in shared.items())
-    points: list[Point] = []
+    points = tuple(_points(spec, _defaults(spec, code), _TrialHashes(spec, counts, shared, share_epochs)))
+    if not points:
+        raise BadInput("exclude takes out every point of the grid: nothing is left to train")
+    return Plan(spec.axes, points, _trials(points, spec, counts, pace), counts, shared)
+
+
+class _TrialHashes:
+    """The hash of all that decides a trial's weights, made once for points that share it."""
+
+    def __init__(self, spec: Spec, counts: Counts, shared: Mapping[str, Any], share_epochs: bool) -> None:
+        self._spec, self._counts, self._share_epochs = spec, counts, share_epochs
+        self._paths = {name: axis_path(name) for name in spec.axes}
+        self._fixed = sorted(f"{path}={canonical(value)}" for path, value in shared.items())
+        self._made: dict[tuple[Any, ...], Any] = {}
+        self._streams: dict[Any, bool] = {}  # by image size
+
+    def of(self, values: Mapping[str, Any], texts: Mapping[str, str], seed: int, epochs: int) -> Any:
+        """texts: the values in canonical form."""
+        own_texts = (text for name, text in texts.items() if name != "epochs")
+        key = (*own_texts, seed, None if self._share_epochs else epochs)
+        found = self._made.get(key)
+        if found is None:
+            own = [f"{self._paths[name]}={text}" for name, text in texts.items() if name != "epochs"]
+            own += [f"seed={seed}"] + ([] if self._share_epochs else [f"alone={epochs}"])
+            own += ["streamed=True"] * self._streams_shards(values)
+            found = self._made[key] = hashlib.sha256("\n".join(sorted([*self._fixed, *own])).encode())
+        return found
+
+    def _streams_shards(self, values: Mapping[str, Any]) -> bool:
+        """Shards that are streamed are shuffled in windows, so their trials have other weights."""
+        if not self._counts.packed:
+            return False
+        size = values.get("image_size")
+        if size not in self._streams:
+            images = self._counts.training + self._counts.validation
+            self._streams[size] = is_streamed(resolve(self._spec, values).data, images)
+        return self._streams[size]
+
+
+def _points(spec: Spec, defaults: Mapping[str, Any], hashes: _TrialHashes) -> Iterator[Point]:
+    """Every point of the spec. Raises BadInput for one that stands twice."""
     seen: dict[str, str] = {}
-    milestones: dict[str, dict[int, str]] = {}  # trial -> epochs -> point
-    owners: dict[str, tuple[Mapping[str, Any], int]] = {}
-    named: dict[tuple[Any, ...], Any] = {}  # what decides a trial's weights -> the hash of all that does
-    streams: dict[Any, bool] = {}  # by image size
     for values, texts, where in _combinations(spec, defaults):
         epochs = values.get("epochs", spec.train.epochs)
         for seed in spec.seeds:
-            key = (*(text for name, text in texts.items() if name != "epochs"), seed, None if share_epochs else epochs)
-            trained = named.get(key)
-            if trained is None:
-                own = [f"{paths[name]}={text}" for name, text in texts.items() if name != "epochs"]
-                own += [f"seed={seed}"] + ([] if share_epochs else [f"alone={epochs}"])
-                if counts.packed:
-                    size = values.get("image_size")
-                    if size not in streams:
-                        streams[size] = is_streamed(resolve(spec, values).data, counts.training + counts.validation)
-                    own += ["streamed=True"] * streams[size]  # shards that are streamed are shuffled in windows
-                named[key] = trained = hashlib.sha256("\n".join(sorted([*fixed, *own])).encode())
-            trial_id = _short(trained)
-            of_point = trained.copy()
+            of_trial = hashes.of(values, texts, seed, epochs)
+            of_point = of_trial.copy()
             of_point.update(f"\ntrain.epochs={epochs}".encode())
             point_id = _short(of_point)
             if point_id in seen:
@@ -128,25 +151,25 @@ def make_plan(
                     f"{where} is the same as {seen[point_id]}: each point must stand once; remove one of them"
                 )
             seen[point_id] = where
-            points.append(Point(point_id, trial_id, values, seed, epochs))
-            if trial_id not in owners:
-                owners[trial_id] = {k: v for k, v in values.items() if k != "epochs"}, seed
-                milestones[trial_id] = {}
-            milestones[trial_id][epochs] = point_id
-    if not points:
-        raise BadInput("exclude takes out every point of the grid: nothing is left to train")
+            yield Point(point_id, _short(of_trial), values, seed, epochs)
+
+
+def _trials(points: Sequence[Point], spec: Spec, counts: Counts, pace: Pace) -> tuple[Trial, ...]:
+    """The trials that train these points, longest first."""
+    served: dict[str, list[Point]] = {}
+    for point in points:
+        served.setdefault(point.trial_id, []).append(point)
     forecast_s: dict[tuple[Any, ...], float] = {}  # of an epoch, by the values that it depends on
     trials = []
-    for trial_id, points_at in milestones.items():
-        of_trial, seed = owners[trial_id]
-        key = tuple(of_trial.get(name) for name in ("batch_size", "image_size", "precision"))
+    for trial_id, own in served.items():
+        own.sort(key=lambda point: point.epochs)
+        values = {name: value for name, value in own[0].values.items() if name != "epochs"}
+        key = tuple(values.get(name) for name in ("batch_size", "image_size", "precision"))
         if key not in forecast_s:
-            forecast_s[key] = epoch_s(resolve(spec, of_trial), counts, pace)
-        epochs = tuple(sorted(points_at))
-        ids = tuple(points_at[each] for each in epochs)
-        trials.append(Trial(trial_id, of_trial, seed, epochs, forecast_s[key] * epochs[-1], ids))
-    trials.sort(key=lambda trial: -trial.forecast_s)
-    return Plan(axes, tuple(points), tuple(trials), counts, shared)
+            forecast_s[key] = epoch_s(resolve(spec, values), counts, pace)
+        epochs, ids = tuple(point.epochs for point in own), tuple(point.id for point in own)
+        trials.append(Trial(trial_id, values, own[0].seed, epochs, forecast_s[key] * epochs[-1], ids))
+    return tuple(sorted(trials, key=lambda trial: -trial.forecast_s))
 
 
 def points_of(trial: Trial, axes: Collection[str]) -> tuple[Point, ...]:

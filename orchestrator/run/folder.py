@@ -61,7 +61,7 @@ class Run:
         except Missing:
             return None
         except (ValueError, KeyError, TypeError, RecursionError):
-            self._put_aside("plan.json")
+            self._quarantine("plan.json")
             return None
 
     def write_plan(self, spec_yaml: str, shared: Mapping[str, Any], points: list[str]) -> None:
@@ -81,7 +81,7 @@ class Run:
             try:
                 result = Result.unsealed(data)
             except ValueError:
-                self._put_aside(o.key)
+                self._quarantine(o.key)
                 continue
             if result.trial_id not in found or result.epochs > found[result.trial_id].epochs:
                 found[result.trial_id] = result
@@ -94,9 +94,9 @@ class Run:
     def read_checkpoint(self, trial_id: str) -> bytes | None:
         return self.read_if_there(f"checkpoints/{trial_id}.npz")
 
-    def put_aside_checkpoint(self, trial_id: str) -> str:
+    def quarantine_checkpoint(self, trial_id: str) -> str:
         """Move a checkpoint that cannot be used out of the way; returns where to."""
-        return self._put_aside(f"checkpoints/{trial_id}.npz")
+        return self._quarantine(f"checkpoints/{trial_id}.npz")
 
     def write_checkpoint(self, trial_id: str, data: bytes) -> None:
         """Tagged as ORCHESTRATOR_CHECKPOINT_TAG says, `key=value`. Unset: not, since not every store takes tags."""
@@ -195,7 +195,7 @@ class Run:
         damaged = [key for key in tables if not self._is_whole(key)]
         if VALIDATION in damaged:
             self.store.delete(f"models/{BEST}.json")  # so the model is made again, and its predictions with it
-        return [self._put_aside(key) for key in damaged]
+        return [self._quarantine(key) for key in damaged]
 
     def _is_whole(self, key: str) -> bool:
         data = self.read_if_there(key)
@@ -204,7 +204,7 @@ class Run:
         except (pa.ArrowException, OSError):
             return False
 
-    def _put_aside(self, key: str) -> str:
+    def _quarantine(self, key: str) -> str:
         data = self.store.read(key)
         for number in itertools.count(1):
             aside = f"damaged/{key}" if number == 1 else f"damaged/{key}.{number}"

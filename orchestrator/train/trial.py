@@ -147,7 +147,7 @@ def _resume(training: Training, exporter: Exporter, context: WorkerContext, say:
     except ValueError as error:
         if context.models_only:  # it is of a longer trial, which is done
             return
-        aside = context.run.put_aside_checkpoint(trial_id)
+        aside = context.run.quarantine_checkpoint(trial_id)
         say(f"trial {trial_id} starts anew; its checkpoint is in {aside}: {error}")
         return
     exporter.find_written()

@@ -1,0 +1,127 @@
+"""Shards: Parquet files of encoded images, read by ranges; damage and decompression bombs are refused."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.errors import BadInput
+from orchestrator.store import Object, Store
+
+_ROW_GROUP_BYTES = 2 * 10**9  # ours have some ten MB; one is unpacked as a whole
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last for the names of columns
+
+
+@contextlib.contextmanager
+def open_shard(store: Store, shard: Object) -> Iterator[pq.ParquetFile]:
+    """A Parquet shard read by ranges. Raises BadInput, from the block too, where it is not Parquet."""
+    source = pa.PythonFile(_Ranged(shard, lambda at, size: store.read_range(shard, at, size)), mode="r")
+    try:
+        with pq.ParquetFile(source) as parquet:
+            _refuse_bomb(shard, parquet.metadata)
+            yield parquet
+    except UNREADABLE as error:
+        raise BadInput(not_parquet(shard, error)) from None
+
+
+def _refuse_bomb(shard: Object, metadata: pq.FileMetaData) -> None:
+    """Raise BadInput for a small file that would unpack to a memory full."""
+    groups = (metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    largest = max(groups, default=0)
+    if metadata.num_rows > shard.size or largest > _ROW_GROUP_BYTES:
+        raise BadInput(
+            f"{shard.key} must have fewer rows than bytes and row groups of at most {_ROW_GROUP_BYTES / 1e9:.0f} GB "
+            f"unpacked, got {metadata.num_rows} rows in {shard.size} bytes and {largest / 1e9:.1f} GB: pack it anew"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Where one row group's images lie: `length` bytes from `start` of a shard, `rows` of them."""
+
+    shard: Object
+    metadata: pq.FileMetaData
+    number: int
+    start: int
+    length: int
+    rows: int
+
+    def images(self, data: memoryview) -> pa.Array:
+        """The encoded images in the bytes read from there. Raises BadInput where they are damaged."""
+        try:
+            read = _Ranged(self.shard, lambda at, size: data[at - self.start : at - self.start + size])
+            source = pa.PythonFile(read, mode="r")
+            with pq.ParquetFile(source, metadata=self.metadata) as parquet:
+                table = parquet.read_row_group(self.number, columns=["image.bytes"], use_threads=False)
+        except UNREADABLE as error:
+            raise BadInput(not_parquet(self.shard, error)) from None
+        return table["image"].combine_chunks().field("bytes")
+
+
+def row_groups(shards: Sequence[Object], store: Store) -> tuple[RowGroup, ...]:
+    """The row groups of the shards of a packed index, in its order."""
+    groups = []
+    for shard in shards:
+        with open_shard(store, shard) as parquet:
+            metadata = parquet.metadata
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            columns = (group.column(i) for i in range(group.num_columns))
+            column = next(column for column in columns if column.path_in_schema == "image.bytes")
+            start = column.data_page_offset
+            if column.has_dictionary_page:
+                start = min(start, column.dictionary_page_offset)
+            groups.append(RowGroup(shard, metadata, number, start, column.total_compressed_size, group.num_rows))
+    return tuple(groups)
+
+
+def class_names(schema: pa.Schema) -> list[str] | None:
+    """The names that Hugging Face's data sets keep in a shard's metadata, if any."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return [str(name) for name in features["label"]["names"]]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def not_parquet(shard: Object, error: Exception) -> str:
+    return f"{shard.key} must be a Parquet file, and cannot be read as one: {str(error).splitlines()[0]}"
+
+
+class _Ranged:
+    """A read-only file over ranged reads, as pyarrow wants it."""
+
+    def __init__(self, shard: Object, read_range: Callable[[int, int], memoryview]) -> None:
+        self._size, self._read_range, self._at, self.closed = shard.size, read_range, 0, False
+
+    def read(self, size: int = -1) -> memoryview:
+        left = max(0, self._size - self._at)
+        size = left if size is None or size < 0 else min(size, left)
+        data = self._read_range(self._at, size) if size else memoryview(b"")
+        self._at += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
