@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from images import as_shards, class_folder, fill
 
 from orchestrator import leaderboard
+from orchestrator.board.table import COLUMNS
 from orchestrator.data.cache import _open as open_cache_folder
 from orchestrator.data.index import build_index, row_groups
 from orchestrator.display.opening import read_board
 from orchestrator.errors import BadInput
-from orchestrator.leaderboard import COLUMNS
 from orchestrator.run.folder import Run
 from orchestrator.run.lease import _is_gone, _read
 from orchestrator.spec.reading import load_spec
