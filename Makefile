@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-test grid submit test test-all faults bench bench-full bench-stream bench-scale lint audit constraints clean
+.PHONY: help setup setup-test grid submit test test-all faults bench bench-full bench-stream bench-scale picture lint audit constraints clean
 
 # With it set, the libraries' bytecode would not be kept, and importing TensorFlow takes 11 s instead of 4.5 s.
 unexport PYTHONDONTWRITEBYTECODE
@@ -33,7 +33,7 @@ test: lint ## Lint, then the tests that one waits for, in minutes: make test ARG
 test-all: lint ## All tests: also clusters, faults, a browser, and what infra/ deploys; most of an hour
 	$(PYTHON) -m pytest tests $(ARGS)
 
-faults: lint ## Break grids on purpose, and write what came of it into ARCHITECTURE.md (FAULTS_SEED=N repeats a run)
+faults: lint ## Break grids on purpose, and write what came of it into docs/reliability.md (FAULTS_SEED=N repeats a run)
 	$(PYTHON) -m pytest tests/faults --write-table $(ARGS)
 
 bench: $(VENV)/.ready-bench build/jpegs ## Against the notebook, Ray Tune and KerasTuner on one grid; half an hour

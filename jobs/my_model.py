@@ -1,4 +1,4 @@
-"""A model of one's own: cheap convolutions, each block half as large and twice as wide as the one before."""
+"""Your own model: separable convolutions; each block halves the image and doubles the width."""
 
 import keras
 from keras import layers
@@ -7,7 +7,7 @@ from keras import layers
 def separable(
     input_shape: tuple[int, int, int], classes: int, width: int = 16, blocks: int = 2, dropout: float = 0.0
 ) -> keras.Model:
-    """input_shape: (height, width, 3), pixels in [0, 1]. The other arguments are axes, wherever a spec names them."""
+    """input_shape: (height, width, 3), pixels in [0, 1]. The other arguments are axes if a spec names them."""
     image = keras.Input(input_shape)
     x = layers.Conv2D(width, 3, padding="same", activation="relu")(image)
     for block in range(blocks):

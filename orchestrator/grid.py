@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.driver.line import orchestrate, read_spec
+from orchestrator.driver.line import Options, orchestrate, read_spec
 from orchestrator.driver.signals import on_signals
 from orchestrator.errors import INTERRUPTED, exit_at_once, exit_on_bad_input, run_command
 from orchestrator.run.folder import KeepModels
@@ -33,7 +33,7 @@ def main(
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be trained, and train nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan or the leaderboard as JSON.")] = False,
     share_epochs: Annotated[bool, typer.Option(help="Points that differ only in epochs share one trial.")] = True,
-    takeover: Annotated[bool, typer.Option("--takeover", help="Drive this run though another process does.")] = False,
+    takeover: Annotated[bool, typer.Option("--takeover", help="Take the run over from another driver.")] = False,
     keep: Annotated[
         KeepModels, typer.Option("--export-models", help="Whose trained models are kept.")
     ] = KeepModels.best,
@@ -48,7 +48,7 @@ def main(
 
     def say_how_to_go_on() -> None:
         again = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
-        print(f"interrupted: {again}  goes on from here", file=sys.stderr if as_json else sys.stdout)
+        print(f"interrupted; to go on from here: {again}", file=sys.stderr if as_json else sys.stdout)
 
     def leave() -> None:
         """Before anything is written, and after: an exception would come up amid some library, which may swallow it."""
@@ -59,7 +59,8 @@ def main(
             exit_at_once(INTERRUPTED)
 
     with exit_on_bad_input(), on_signals(leave):
-        status = orchestrate(read_spec(spec, overrides), plan, as_json, share_epochs, takeover, keep, mlflow)
+        options = Options(plan, as_json, share_epochs, takeover, keep, mlflow)
+        status = orchestrate(read_spec(spec, overrides), options)
         if status == INTERRUPTED:
             say_how_to_go_on()
         raise SystemExit(status)

@@ -43,7 +43,7 @@ def main(
     sort: Annotated[str | None, typer.Option(help="Column to order by, instead of rank.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Show only the first N rows.")] = None,
     format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
-    watch: Annotated[bool, typer.Option("--watch", help="Follow a running one until it ends, or Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh it until the run ends, or Ctrl-C.")] = False,
 ) -> None:
     """Print the leaderboard of any run, a running one too."""
     with exit_on_bad_input():

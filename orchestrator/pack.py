@@ -25,7 +25,7 @@ def main(
             pack(open_store(src), open_store(dst, create=True), shard_mb, skip_bad, console)
         except KeyboardInterrupt:
             again = shlex.join(["python", "-m", "orchestrator.pack", *sys.argv[1:]])
-            console.out(f"interrupted: {again}  goes on from here")
+            console.out(f"interrupted; to go on from here: {again}")
             raise SystemExit(INTERRUPTED) from None
 
 

@@ -73,11 +73,11 @@ def test_a_trial_keeps_its_best_milestone(worker: ProcessPoolExecutor, tmp_path:
         result = worker.submit(train, trial, work).result()
         assert result.status == "ok", result.error
         ((name, facts),) = models(tmp_path / metric).items()
-        best = better((1, 3), key=lambda milestone: getattr(result.history[milestone - 1], metric))
+        best = better((1, 3), key=lambda milestone: result.history[milestone - 1].metrics[metric])
         assert name == f"candidates/{trial.points[trial.milestones.index(best)]}"
         assert (facts["epochs"], facts["epoch"], facts["metric"]) == (best, best, metric)
         assert facts["weights"] == result.digests[best]
-        assert facts["metrics"]["val_loss"] == result.history[best - 1].val_loss
+        assert facts["metrics"]["val_loss"] == result.history[best - 1].metrics["val_loss"]
         assert facts["values"] == {"batch_size": 64, "epochs": best, "dropout": 0.5, "l2": 0.01}
         assert [len(list((tmp_path / metric / "models" / "candidates").iterdir()))] == [3]
 
@@ -91,7 +91,10 @@ def test_all_keeps_every_milestone_and_none_keeps_nothing(worker: ProcessPoolExe
     assert set(models(tmp_path / KeepModels.all)) == set(trial.points)
     assert not (tmp_path / KeepModels.none / "models").exists()
     assert results[KeepModels.all].digests == results[KeepModels.none].digests == results[KeepModels.best].digests
-    assert results[KeepModels.all].history[-1].val_loss == results[KeepModels.none].history[-1].val_loss
+    assert (
+        results[KeepModels.all].history[-1].metrics["val_loss"]
+        == results[KeepModels.none].history[-1].metrics["val_loss"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +112,9 @@ def test_early_stopping_exports_the_weights_of_the_lowest_val_loss(
 ) -> None:
     """Those that a trial has which ends at that epoch."""
     result, facts = stopped
-    best = min(result.history, key=lambda epoch: epoch.val_loss)
+    best = min(result.history, key=lambda epoch: epoch.metrics["val_loss"])
     assert best.epoch < len(result.history) < 8
-    assert (facts["epoch"], facts["epochs"], facts["metrics"]["val_loss"]) == (best.epoch, 8, best.val_loss)
+    assert (facts["epoch"], facts["epochs"], facts["metrics"]["val_loss"]) == (best.epoch, 8, best.metrics["val_loss"])
     work, trial = keeping(tmp_path, KeepModels.none, *RISING, f"grid.epochs=[{best.epoch}]")
     assert worker.submit(train, trial, work).result().digests[best.epoch] == facts["weights"]
 
@@ -129,7 +132,9 @@ def test_the_best_weights_survive_a_kill(
     assert process.exitcode == -signal.SIGKILL
     assert models(tmp_path) == {}
     resumed = worker.submit(train, trial, work).result()
-    assert [epoch.val_loss for epoch in resumed.history] == [epoch.val_loss for epoch in result.history]
+    assert [epoch.metrics["val_loss"] for epoch in resumed.history] == [
+        epoch.metrics["val_loss"] for epoch in result.history
+    ]
     assert models(tmp_path)[f"candidates/{trial.points[0]}"]["weights"] == facts["weights"]
 
 
@@ -137,10 +142,10 @@ def test_ranked_by_the_best_accuracy_the_model_is_that_epochs(worker: ProcessPoo
     """What won the rank is what is kept."""
     work, trial = keeping(tmp_path, KeepModels.best, *RISING, "metric=best_val_accuracy")
     result = worker.submit(train, trial, work).result()
-    best = max(result.history, key=lambda epoch: epoch.val_accuracy)
+    best = max(result.history, key=lambda epoch: epoch.metrics["val_accuracy"])
     assert best.epoch < 8
     facts = models(tmp_path)[f"candidates/{trial.points[0]}"]
-    assert (facts["epoch"], facts["metrics"]["val_accuracy"]) == (best.epoch, best.val_accuracy)
+    assert (facts["epoch"], facts["metrics"]["val_accuracy"]) == (best.epoch, best.metrics["val_accuracy"])
 
 
 def test_a_finished_trial_gives_its_models_again(worker: ProcessPoolExecutor, tmp_path: Path) -> None:

@@ -69,12 +69,16 @@ def imports(node: ast.AST, at_import: bool) -> Iterator[str]:
 
 
 @cache
+def source(room: str) -> ast.Module:
+    file = ROOT / room.replace(".", "/")
+    return ast.parse((file / "__init__.py" if file.is_dir() else file.with_suffix(".py")).read_text(encoding="utf-8"))
+
+
+@cache
 def imported(room: str, at_import: bool = False) -> frozenset[str]:
     """Libraries by their first name, our own rooms as orchestrator.ROOM."""
-    file = ROOT / room.replace(".", "/")
-    tree = ast.parse((file / "__init__.py" if file.is_dir() else file.with_suffix(".py")).read_text(encoding="utf-8"))
     found = set()
-    for name in imports(tree, at_import):
+    for name in imports(source(room), at_import):
         own = [r for r in ROOMS if name == f"orchestrator.{r}" or name.startswith(f"orchestrator.{r}.")]
         found.add(f"orchestrator.{max(own, key=len)}" if own else name.partition(".")[0])
     return frozenset(found)
@@ -152,6 +156,35 @@ def test_the_driver_loads_neither_tensorflow_nor_ray(room: str) -> None:
 def test_training_knows_nothing_of_the_cluster(room: str) -> None:
     """A trial can be run, and resumed, by a plain function call."""
     assert {name for name in loaded_with(room) if name == "ray" or name.startswith("orchestrator.cluster")} == set()
+
+
+CLUSTER = [room for room in ROOMS if within(room, ("cluster",)) and room != "cluster.patches"]
+
+
+def private(room: str) -> set[str]:
+    """What a file uses of Ray's private modules, and of other objects' private attributes."""
+    modules = {name for name in imports(source(room), False) if name.startswith("ray.") and "._" in name}
+    attributes = {
+        ast.unparse(node)
+        for node in ast.walk(source(room))
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
+    }
+    return modules | {name for name in attributes if not name.startswith(("self.", "cls.", "os."))}
+
+
+@pytest.mark.parametrize("room", CLUSTER)
+def test_what_ray_keeps_private_is_touched_in_one_file(room: str) -> None:
+    """cluster.patches says of each what it changes, why, and which test would tell; so no other file may."""
+    assert {"ray._private.worker", "tune_controller._pending_trials"} <= private("cluster.patches")
+    assert private(room) == set()
+
+
+@pytest.mark.parametrize("room", CLUSTER)
+def test_ray_is_imported_after_its_environment_is_set(room: str) -> None:
+    """Ray reads some variables as it is imported, and cluster.patches sets them."""
+    names = list(imports(source(room), True))
+    ray = [i for i, name in enumerate(names) if name.partition(".")[0] == "ray"]
+    assert not ray or "orchestrator.cluster.patches" in names[: ray[0]]
 
 
 RUN = """

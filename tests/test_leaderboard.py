@@ -474,7 +474,7 @@ def test_effects_say_which_axis_matters():
         ("dropout", "0.5", 0.45),
     ]
     assert table["share"].to_pylist() == pytest.approx([0.8, 0.8, 0.2, 0.2])
-    assert note.endswith("0% is no axis' alone; exact: the configurations are a full grid")
+    assert note.endswith("0% belongs to no single axis; exact: the configurations are a full grid")
     _, note = effects(grid_board({key: FULL[key] for key in list(FULL)[:3]}))
     assert "approximate: the configurations are no full grid" in note
     with pytest.raises(BadInput, match="--effects must have an axis with two values"):

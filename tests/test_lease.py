@@ -207,6 +207,18 @@ def test_of_many_drivers_at_once_one_gets_the_run(store: Store, monkeypatch):
     assert sorted(outcomes) == ["holds"] + ["refused"] * 5
 
 
+@pytest.mark.parametrize("takeover", [False, True], ids=["again", "takeover"])
+def test_a_lease_that_always_slips_away_is_given_up(store: Store, folder: Path, monkeypatch, takeover: bool):
+    """A store that refuses every write as if others were faster is asked a few times, not for ever."""
+    brisk(monkeypatch, stale_s=600)
+    (folder / "owner.json").write_text(json.dumps({"host": platform.node(), "pid": 1, "started": "another start"}))
+    asked: list[str] = []
+    monkeypatch.setattr(type(store), "replace_if_unchanged", lambda self, key, *_: asked.append(key))
+    with pytest.raises(BadInput, match="others took it each time"), Lease(store, lambda: None, takeover):
+        pass
+    assert asked == ["owner.json"] * room.ROUNDS
+
+
 def test_the_run_is_let_go_when_the_work_fails(store: Store, folder: Path):
     """An error inside leaves no owner behind."""
     with pytest.raises(RuntimeError), Lease(store, lambda: None):

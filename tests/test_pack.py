@@ -166,7 +166,7 @@ def test_an_interrupted_pack_names_the_command_that_goes_on(tmp_path: Path) -> N
         process.send_signal(signal.SIGINT)
         last = process.stdout.read().splitlines()[-1]
     assert process.returncode == 130
-    assert last == f"interrupted: python -m {' '.join(command[2:])}  goes on from here"
+    assert last == f"interrupted; to go on from here: python -m {' '.join(command[2:])}"
 
 
 def test_only_what_is_missing_or_cut_off_is_written(src: Path, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_what_the_run_does_not_hold_is_left_out(run: Run):
     assert data["skipped"] == {"count": 0, "first": []}
     assert data["verdict"][0].startswith("best: batch_size=64 dropout=0.0, val_accuracy ")
     assert "overfitting from epoch" in data["verdict"][-2]
-    assert data["verdict"][-1] == "1 configuration left out: fewer seeds are ok than of the best"
+    assert data["verdict"][-1] == "1 configuration left out, with fewer seeds that are ok than the best"
     assert data["spec"].startswith("name: cats\n")
 
 

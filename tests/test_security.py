@@ -106,7 +106,7 @@ def test_ray_on_a_laptop_listens_on_loopback_alone(tmp_path: Path):
     code = """
 import json, os
 from pathlib import Path
-from orchestrator.cluster import fanout
+from orchestrator.cluster.connect import connect
 from orchestrator.spec.sections import Resources
 
 def listeners(pid):
@@ -121,7 +121,7 @@ def marked(pid):
     except OSError:
         return False
 
-with fanout.connect(Resources()):
+with connect(Resources()):
     found = [a for p in Path("/proc").iterdir() if p.name.isdecimal() and marked(p.name) for a in listeners(p.name)]
 print(json.dumps([found, os.environ.get("RAY_AUTH_MODE")]))
 """

@@ -127,8 +127,8 @@ def test_the_verdict_names_the_cheapest_that_ties():
         "the next, batch_size=2, is 0.0033 behind"
     )
     assert ties == (
-        "not to be told from the best on these seeds: 1 configuration (batch_size=2); "
-        "the cheapest that ties: batch_size=2, 3 min 20 s of training instead of 5 min 00 s"
+        "tied with the best on these seeds: 1 configuration (batch_size=2); "
+        "the cheapest of these: batch_size=2, 3 min 20 s of training instead of 5 min 00 s"
     )
 
 
@@ -146,18 +146,18 @@ def test_one_seed_cannot_tell():
     assert (verdict.lead, verdict.ties, verdict.cheapest) == (None, (), None)
     assert sentences(verdict) == [
         "best: batch_size=10, val_accuracy 0.7500; the next, batch_size=5, is 0.2500 behind",
-        "one seed cannot tell whether that is more than chance: train others with --set seeds=[0, 1, 2]",
+        'one seed cannot tell whether that is more than chance: train others with --set "seeds=[0, 1, 2]"',
     ]
     board = [row | {"seed": 7} for row in rows({(5,): [0.5], (10,): [0.75]}, ["batch_size"])]
     verdict = judge(configurations(board, ["batch_size"], "val_accuracy"), "val_accuracy", {})
-    assert sentences(verdict)[1].endswith("seeds=[7, 8, 9]")
+    assert sentences(verdict)[1].endswith('"seeds=[7, 8, 9]"')
 
 
 def test_what_has_fewer_seeds_is_left_out_of_the_verdict():
     """A lucky single seed neither wins nor is compared; the verdict says how many were left out."""
     verdict = judge(ranked({5: [0.5, 0.6], 10: [0.99, None]}), "val_accuracy", {})
     assert (verdict.best.values, verdict.runner_up) == ({"batch_size": 5}, None)
-    assert sentences(verdict)[-1] == "1 configuration left out: fewer seeds are ok than of the best"
+    assert sentences(verdict)[-1] == "1 configuration left out, with fewer seeds that are ok than the best"
 
 
 def test_no_point_that_is_ok_is_no_verdict():

@@ -173,7 +173,7 @@ def test_a_trial_of_one_epoch_is_the_start_of_one_of_three(
     work, (trial,) = work_in(tmp_path, "grid.epochs=[1]")
     alone = worker.submit(train, trial, work).result()
     assert alone.digests[1] == undisturbed.digests[1]
-    assert alone.history[0].val_loss == undisturbed.history[0].val_loss
+    assert alone.history[0].metrics["val_loss"] == undisturbed.history[0].metrics["val_loss"]
 
 
 def test_images_on_the_device_are_the_same_images(undisturbed: Result, tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ def test_images_on_the_device_are_the_same_images(undisturbed: Result, tmp_path:
     with new_worker() as pool:
         result = pool.submit(train_resident, trial, work).result()
     assert result.status == "ok", result.error
-    assert result.history[0].loss == pytest.approx(undisturbed.history[0].loss, rel=1e-4)
-    assert result.history[2].val_loss == pytest.approx(undisturbed.history[2].val_loss, rel=0.02)
+    assert result.history[0].metrics["loss"] == pytest.approx(undisturbed.history[0].metrics["loss"], rel=1e-4)
+    assert result.history[2].metrics["val_loss"] == pytest.approx(undisturbed.history[2].metrics["val_loss"], rel=0.02)
 
 
 def kill_in_mid_epoch(trial: Trial, work: WorkerContext, epochs: int) -> None:
@@ -342,7 +342,9 @@ def test_early_stopping_ends_points_that_share_a_trial_where_it_ends_each_alone(
         work, (alone,) = work_in(tmp_path / str(epochs), f"grid.epochs=[{epochs}]", "train.learning_rate=0.02", early)
         result = worker.submit(train, alone, work).result()
         assert result.digests == {at: digest for at, digest in together.digests.items() if at == epochs}
-        assert [e.val_loss for e in result.history] == [e.val_loss for e in together.history[: len(result.history)]]
+        assert [e.metrics["val_loss"] for e in result.history] == [
+            e.metrics["val_loss"] for e in together.history[: len(result.history)]
+        ]
         assert len(result.history) == min(epochs, len(together.history))
 
 
@@ -443,3 +445,39 @@ def test_history_is_made_of_epochs(undisturbed: Result) -> None:
     again = Result.model_validate_json(undisturbed.model_dump_json())
     assert again == undisturbed
     assert isinstance(again.history[0], Epoch)
+
+
+def test_a_loss_is_the_cross_entropy_alone(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
+    """Weights that hardly move predict alike, whatever l2 is: losses are alike, objectives are not."""
+    figures = {}
+    for l2 in (0.0, 10.0):
+        work, (trial,) = work_in(
+            tmp_path / str(l2), f"grid={{l2: [{l2}], epochs: [1]}}", "train.learning_rate=1e-9", "metric=val_loss"
+        )
+        figures[l2] = worker.submit(train, trial, work).result().history[0].metrics
+    for name in ("loss", "val_loss", "accuracy", "val_accuracy"):
+        assert figures[0.0][name] == pytest.approx(figures[10.0][name], abs=1e-5)
+    for loss, objective in (("loss", "objective"), ("val_loss", "val_objective")):
+        assert figures[0.0][objective] == figures[0.0][loss]
+        assert figures[10.0][objective] > figures[10.0][loss] + 1
+
+
+def train_with_a_new_metric(trial: Trial, work: WorkerContext) -> Result:
+    from orchestrator.metrics import METRICS, Metric
+
+    def recall(labels: np.ndarray, probabilities: np.ndarray) -> float:
+        return float((probabilities[labels == 1].argmax(axis=1) == 1).mean())
+
+    METRICS["val_recall"] = Metric("val_recall", "higher", "predictions", compute=recall)
+    try:
+        return train(trial, work)
+    finally:
+        del METRICS["val_recall"]
+
+
+def test_a_new_metric_is_one_row_and_one_function(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
+    """It is computed from the predictions for the validation images, and recorded in every epoch."""
+    work, (trial,) = work_in(tmp_path, "grid.epochs=[2]")
+    result = worker.submit(train_with_a_new_metric, trial, work).result()
+    assert result.status == "ok", result.error
+    assert all(0 < epoch.figures["val_recall"] <= 1 for epoch in result.history)

@@ -127,10 +127,11 @@ def _ordered(values: Sequence[Any]) -> list[Any]:
 def describe_effects(found: Effects) -> str:
     """How to read the shares: what is left, and whether they are exact."""
     pair, share = max(found.pairs.items(), key=lambda each: each[1], default=((), 0.0))
-    together = f", the most of it {' with '.join(pair)} ({share:.0%})" if share >= 0.005 else ""
+    together = f", most of it to {' with '.join(pair)} ({share:.0%})" if share >= 0.005 else ""
     how = (
         "exact: the configurations are a full grid"
         if found.exact
         else "approximate: the configurations are no full grid, so means and shares are those of a least-squares fit"
     )
-    return f"shares are of the variance between configurations; {found.rest:.0%} is no axis' alone{together}; {how}"
+    rest = f"{found.rest:.0%} belongs to no single axis{together}"
+    return f"shares are of the variance between configurations; {rest}; {how}"

@@ -104,7 +104,7 @@ def overfitting(curve: Sequence[Mapping[str, float]]) -> Overfitting | None:
 
 def sentences(verdict: Verdict) -> list[str]:
     """The verdict as a person reads it: the best, how sure that is, whether it overfits. One line each."""
-    left_out = f"{plural(verdict.left_out, 'configuration')} left out: fewer seeds are ok than of the best"
+    left_out = f"{plural(verdict.left_out, 'configuration')} left out, with fewer seeds that are ok than the best"
     return [
         _say_best(verdict),
         *_say_ties(verdict),
@@ -130,14 +130,14 @@ def _say_ties(verdict: Verdict) -> list[str]:
     if verdict.runner_up and verdict.lead is None:
         first = min(verdict.best.scores)
         more = [first, *range(first + 1, first + 3)]
-        return [f"one seed cannot tell whether that is more than chance: train others with --set seeds={more}"]
+        return [f'one seed cannot tell whether that is more than chance: train others with --set "seeds={more}"']
     if not verdict.ties:
         return []
     names = ", ".join(each.label for each in verdict.ties[:2]) + (", …" if len(verdict.ties) > 2 else "")
-    line = f"not to be told from the best on these seeds: {plural(len(verdict.ties), 'configuration')} ({names})"
+    line = f"tied with the best on these seeds: {plural(len(verdict.ties), 'configuration')} ({names})"
     if verdict.cheapest and verdict.cheapest.train_s is not None and verdict.best.train_s is not None:
         line += (
-            f"; the cheapest that ties: {verdict.cheapest.label}, "
+            f"; the cheapest of these: {verdict.cheapest.label}, "
             f"{_time(verdict.cheapest.train_s)} of training instead of {_time(verdict.best.train_s)}"
         )
     return [line]

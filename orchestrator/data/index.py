@@ -143,7 +143,7 @@ def describe_bad(bad: list[tuple[str, str]] | tuple[tuple[str, str], ...]) -> st
     more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
     return (
         f"every file must be a readable image, got {len(bad)} that {'is' if len(bad) == 1 else 'are'} not: "
-        f"{names}{more}. Mend or remove them, or skip them with --set data.on_bad_image=skip"
+        f"{names}{more}. Fix or remove them, or skip them with --set data.on_bad_image=skip"
     )
 
 

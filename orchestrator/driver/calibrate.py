@@ -56,11 +56,11 @@ def measure(precisions: tuple[str, ...]) -> Pace:
         tree: dict[str, Any] = {"name": "calibration", "data": {"uri": f"{folder}/images"}, "grid": grid}
         tree |= {"output": str(folder), "train": {"epochs": EPOCHS, "checkpoint_every_s": 3600.0}}
         began = time.monotonic()
-        from orchestrator.cluster import (
-            fanout,  # here, so that reading a calibration loads no Ray, and loading it is measured
-        )
+        # here, so that reading a calibration loads no Ray, and loading it is measured
+        from orchestrator.cluster.connect import connect
+        from orchestrator.cluster.fanout import fan_out
 
-        with fanout.connect(validate(tree).resources) as cluster:
+        with connect(validate(tree).resources) as cluster:
             spec = validate({**tree, "seeds": list(range(max(1, cluster.slots)))})
             images = open_store(spec.data.uri)
             index = build_index(images, spec.data)
@@ -69,7 +69,7 @@ def measure(precisions: tuple[str, ...]) -> Pace:
             seen = _Seen()
             run = Run(open_store(f"{folder}/run", create=True))
             never = threading.Event()
-            fanout.fan_out(WorkerContext(spec, index, images, run), cluster, plan.trials, seen, stop=never, kill=never)
+            fan_out(WorkerContext(spec, index, images, run), cluster, plan.trials, seen, stop=never, kill=never)
         closing_s = time.monotonic() - seen.last_end_s
         if seen.why or not seen.results:
             raise BadInput(f"nothing could be measured: {seen.why or 'no trial ended'}")
@@ -111,14 +111,14 @@ class _Seen:
     def started(self, trial_id: str) -> None:
         self._since[trial_id] = time.monotonic()
 
-    def ready(self, trial_id: str, behind: float) -> None:
+    def ready(self, trial_id: str, epochs_done: float) -> None:
         self.first_ready_s = self.first_ready_s or time.monotonic()
 
     def refused(self, trial: Trial, why: str) -> None:
         self.why = why
 
     def may_start(
-        self, trial: Trial, behind: float, unreadable: Mapping[int, str], node_type: str | None, node_share: float
+        self, trial: Trial, epochs_done: float, unreadable: Mapping[int, str], node_type: str | None, node_share: float
     ) -> bool:
         return True
 

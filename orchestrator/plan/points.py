@@ -217,7 +217,7 @@ def _combinations(spec: Spec, defaults: Mapping[str, Any]) -> Iterator[tuple[dic
     if not all(used):
         i = used.index(False)
         raise BadInput(
-            f"exclude[{i}] must match at least one point of the grid, got {spec.exclude[i]}: mend or remove it"
+            f"exclude[{i}] must match at least one point of the grid, got {spec.exclude[i]}: fix or remove it"
         )
 
 

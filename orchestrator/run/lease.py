@@ -67,9 +67,8 @@ class Lease:
 
     def __enter__(self) -> "Lease":
         for _ in range(ROUNDS):
-            began = _now()
             if version := self._take():
-                self._version, self._renewed = version, began
+                self._version = version
                 self._thread.start()
                 return self
             self._ended.wait(RENEW_S / 5)
@@ -99,6 +98,7 @@ class Lease:
         else:
             version = self._store.write_if_absent(KEY, self._text())
         version = version or self._mine()
+        self._renewed = _now()
         version = version and self._store.try_conditions(KEY, self._text(), version)
         if version and not self.exclusive:
             # another driver may have looked before our first write; the last one to write has it

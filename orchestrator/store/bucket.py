@@ -227,13 +227,10 @@ class Bucket(Store):
         now = self.replace_if_unchanged(key, data, version)
         if now is None or self._scheme != "s3":  # Google's and Microsoft's hold
             return now
-        while self._etag_forms:
+        if self._etag_forms:
             never = {"e_tag": self._etag_forms[0].format(_NO_VERSION)}
-            if not (ignored := self._put_if(key, data, "replace", never)):
-                break
-            self._etag_forms = self._etag_forms[1:]
-            if (now := self.replace_if_unchanged(key, data, ignored)) is None:
-                return None
+            if ignored := self._put_if(key, data, "replace", never):
+                self._etag_forms, now = (), ignored
         if self._creates and (ignored := self._put_if(key, data, "write if absent", "create")) is not None:
             self._creates, now = False, ignored or now
         return now

@@ -83,12 +83,12 @@ class Checkpoint:
         arrays = read_arrays(data)
         try:
             state = CheckpointState.model_validate_json(arrays["far"].tobytes())
-            best = None
+            values, best = _in_order("v", arrays), None
             if state.best_epoch is not None:
                 best = BestWeights(state.best_epoch, _in_order("k", arrays), arrays["probabilities"])
         except KeyError as error:
             raise ValueError(f"it has no {error}") from None
-        return cls(state, _in_order("v", arrays), best)
+        return cls(state, values, best)
 
 
 def _numbered(letter: str, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

@@ -30,17 +30,17 @@ from orchestrator.train.device import (
     check_gpu,
     device_name,
     gpu_with_room,
+    has_grown,
     peak_memory_mb,
     reset_peak_memory,
     use_device,
 )
-from orchestrator.train.device import has_grown as outgrown
 from orchestrator.train.export import Exporter
 from orchestrator.train.loop import TrialImages
 from orchestrator.train.training import Training
 from orchestrator.words import last_line, now
 
-__all__ = ["check_gpu", "outgrown", "run_trial", "use_device"]
+__all__ = ["check_gpu", "has_grown", "run_trial", "use_device"]
 
 
 def run_trial(
@@ -55,14 +55,14 @@ def run_trial(
     """Train one trial, from its checkpoint if it has one; write its result into the run folder and return it.
 
     ready: called before the first step with what this node cannot read, row of the index -> reason, and with how many
-    epochs the checkpoint has done, a fraction for one that it is in.
+    epochs are done, the share of one at work included.
     report: called after each epoch. node: fields of the result that say where it was trained.
     stopping: asked about once a second; where it says so, the state is written as a checkpoint and None is returned.
     say: called with a line that a person should read, from any thread.
     A failure becomes a Result with status "failed", which is not written: the next run tries it again. But BadInput
     before `ready` is raised: with such data, such a model or such a disk no trial can be trained.
     """
-    facts = {
+    facts: dict[str, Any] = {
         "trial_id": trial.id,
         "epochs": trial.milestones[-1],
         "started_at": now(),
@@ -84,19 +84,7 @@ def run_trial(
         ready(cache.bad, training.epochs_done)
         if not _train(training, exporter, _writer(training, context, say), report, stopping):
             return None
-        result = Result(
-            status="ok",
-            history=training.history,
-            digests=training.digests,
-            steps_per_epoch=training.loop.steps,
-            peak_memory_mb=peak_memory_mb(),
-            finished_at=now(),
-            **facts,
-        )
-        if not context.models_only:
-            context.run.write_result(result)
-            _write_events(trial, context, result)
-        return result
+        return _save_result(training, context, facts)
     except Exception as error:  # the one boundary: whatever ends a trial becomes a row
         if isinstance(error, BadInput) and not begun:
             raise
@@ -180,10 +168,23 @@ def _writer(training: Training, context: WorkerContext, say: Callable[[str], Non
     )
 
 
-def _write_events(trial: Trial, context: WorkerContext, result: Result) -> None:
-    """Write what TensorBoard shows of the trial's points. What fails, the driver writes when the run ends."""
-    with contextlib.suppress(StoreError, OSError):  # the trial itself is safe
-        write_events(context.run, points_of(trial, context.spec.axes), {trial.id: result}, {})
+def _save_result(training: Training, context: WorkerContext, facts: Mapping[str, Any]) -> Result:
+    result = Result(
+        status="ok",
+        history=training.history,
+        digests=training.digests,
+        steps_per_epoch=training.loop.steps,
+        peak_memory_mb=peak_memory_mb(),
+        finished_at=now(),
+        **facts,
+    )
+    if not context.models_only:
+        context.run.write_result(result)
+        # the trial itself is safe by now, and events that are missing are written by the driver when the run ends
+        with contextlib.suppress(StoreError, OSError):
+            points = points_of(training.trial, context.spec.axes)
+            write_events(context.run, points, {result.trial_id: result}, {})
+    return result
 
 
 _caches: dict[tuple[str, str, tuple[int, int], str, float], Cache] = {}

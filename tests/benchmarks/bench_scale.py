@@ -5,7 +5,7 @@ start     one trial, from the command to the end of its first epoch
 driver    500 and 10,000 trials that train nothing, through Ray Tune and the run folder
 index     a bucket of 1,000,000 keys listed; its index in two workers
 profile   where a driver's and a worker's time goes
-simulate  1,000 nodes x 8 trials, on the figures of `driver`; draws scale.svg
+simulate  1,000 nodes x 8 trials, on the figures of `driver`; draws docs/scale.svg
 
 Without a part: all of them, about ten minutes. Alone on the machine, or the figures say nothing.
 """
@@ -157,7 +157,7 @@ def nothing_to_train(work: Any, cluster: Any) -> Any:
         write_events(work.run, [point], {trial.id: result}, {})
         return result
 
-    return SimpleNamespace(outgrown=lambda: False, run_trial=run_trial)
+    return SimpleNamespace(has_grown=lambda: False, run_trial=run_trial)
 
 
 def anonymous_mb() -> float:
@@ -174,39 +174,39 @@ def train_nothing(trials: int, folder: str, epochs: int = 1, data: str = "sample
 
 def run_grid(room: Callable[..., Any], folder: str, axes: dict[str, list], *overrides: str) -> None:
     """The main command, in this process; `room` stands for the trial room in its workers."""
-    from orchestrator.cluster import fanout
-    from orchestrator.driver.line import orchestrate, read_spec
-    from orchestrator.run.folder import KeepModels
+    from orchestrator.cluster import worker
+    from orchestrator.driver.line import Options, orchestrate, read_spec
 
-    fanout._trial_room = room
+    worker.load_trial_module = room
     spec = read_spec(None, [f"grid={json.dumps(axes)}", f"output={folder}", *overrides])
-    assert orchestrate(spec, False, False, True, False, KeepModels.best, None) == 0
+    assert orchestrate(spec, Options()) == 0
 
 
 def measure_driver(trials: str, folder: str, epochs: str = "1") -> dict[str, float]:
     """epochs: of each trial, reported one by one."""
-    from orchestrator.cluster import fanout
+    from orchestrator.cluster import tune
     from orchestrator.driver.state import RunState
+    from orchestrator.driver.watch import GridWatch
 
-    fanout.REPORT_S = 0.0
+    tune.REPORT_INTERVAL_S = 0.0
 
     written = []
-    write = RunState._write_if_due
+    write = RunState.write_if_due
 
-    def timed(self: Any) -> None:
+    def timed(self: Any, say: Callable[[str], None]) -> None:
         began = time.perf_counter()
-        write(self)
+        write(self, say)
         written.append(time.perf_counter() - began)
 
-    RunState._write_if_due = timed
+    RunState.write_if_due = timed
     marks: list[float] = []
-    ended = RunState.ended
+    ended = GridWatch.ended
 
     def marked(self: Any, result: Any) -> None:
         marks.append(time.perf_counter())
         ended(self, result)
 
-    RunState.ended = marked
+    GridWatch.ended = marked
     cpu_s = time.process_time()
     train_nothing(int(trials), folder, int(epochs))
     cpu_s = time.process_time() - cpu_s
@@ -368,22 +368,21 @@ def profiled(room: Callable[..., Any], folder: str) -> Callable[..., Any]:
             finally:
                 profile.dump_stats(f"{folder}/{time.time_ns()}.prof")
 
-        return SimpleNamespace(outgrown=found.outgrown, run_trial=run_trial)
+        return SimpleNamespace(has_grown=found.has_grown, run_trial=run_trial)
 
     return profiled_room
 
 
 def measure_profile(folder: str) -> None:
     """Leaves driver.prof, and in worker/ a profile of each of 24 small trials that do train."""
-    from orchestrator.cluster.fanout import _trial_room
+    from orchestrator.cluster.worker import load_trial_module
 
-    room = _trial_room
     profile = cProfile.Profile()
     profile.runcall(train_nothing, 500, f"{folder}/nothing")  # on this thread alone, which is Tune's
     profile.dump_stats(f"{folder}/driver.prof")
     os.makedirs(f"{folder}/worker")
     axes = {"batch_size": [10, 16, 32], "dropout": [0.0, 0.25, 0.5, 0.75], "l2": [0.0, 0.01], "epochs": [2, 4]}
-    run_grid(profiled(room, f"{folder}/worker"), f"{folder}/real", axes)
+    run_grid(profiled(load_trial_module, f"{folder}/worker"), f"{folder}/real", axes)
 
 
 def profile() -> None:

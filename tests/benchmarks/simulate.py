@@ -1,4 +1,4 @@
-"""A run on up to 4,000 nodes, simulated: python tests/benchmarks/simulate.py. Prints tables, and draws scale.svg.
+"""A run on up to 4,000 nodes, simulated: python tests/benchmarks/simulate.py. Prints tables, and draws docs/scale.svg.
 
 Event by event: nodes boot, fill their caches from a store that answers so many requests a second on a prefix, take
 trials, report to the one driver and wait until it has taken that; spot nodes vanish, their trials go on elsewhere from
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.fanout import REPORT_S
+from orchestrator.cluster.tune import REPORT_INTERVAL_S
 from orchestrator.plan.forecast import FIRST_GUESS, Counts, epoch_s
 from orchestrator.spec.axes import resolve
 from orchestrator.spec.reading import load_spec
@@ -40,7 +40,7 @@ class Setting:
     epochs: int = 40
     packed: bool = True
     loss_per_h: float = 0.05
-    reports_apart_s: float = REPORT_S
+    reports_apart_s: float = REPORT_INTERVAL_S
     # measured on 2 cores by bench_scale.py, part `driver`
     trial_s: float = 0.0089  # the driver's time for a trial beside its reports
     report_s: float = 0.0006  # for a report,
@@ -289,7 +289,7 @@ def draw(found: dict[tuple[str, int], dict[str, float]]) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    figure.savefig(Path(__file__).with_name("scale.svg"), metadata={"Date": None})
+    figure.savefig(Path(__file__).parents[2] / "docs" / "scale.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

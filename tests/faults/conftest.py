@@ -13,7 +13,7 @@ from seaweedfs import Seaweedfs
 
 from orchestrator.store import bucket as store
 
-TABLE = Path(__file__).parents[2] / "ARCHITECTURE.md"
+TABLE = Path(__file__).parents[2] / "docs" / "reliability.md"
 _ROWS = pytest.StashKey[dict[str, tuple[str, str]]]()
 
 

@@ -48,7 +48,7 @@ def test_node_lost_and_joined(
         up.enter_context(node(server, folder, cache_of(tmp_path, "three")))
         assert driver.end() == 0, driver.out
     assert has_cache(tmp_path, "three"), "the node that joined took part"
-    tried("node lost in mid-epoch, another joined", 1, check_longer(tmp_path, env, quiet))
+    tried("node lost in the middle of an epoch, another joined", 1, check_longer(tmp_path, env, quiet))
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_host_cut_off(
         pause(30)
         subprocess.run(["ip", "link", "set", f"v{name}", "up"], check=True)
         assert driver.end() == 0, driver.out
-    tried("host cut off the network for 30 s and let back", 1, check_longer(tmp_path, env, quiet))
+    tried("host cut off the network for 30 s and reconnected", 1, check_longer(tmp_path, env, quiet))
 
 
 class Job:
@@ -177,7 +177,7 @@ def test_jobs_and_head(
             assert job.end() == "STOPPED"
             assert gone(job.mark) == []
             if more:
-                assert "interrupted: python -m orchestrator.grid --set" in job.log()
+                assert "interrupted; to go on from here: python -m orchestrator.grid --set" in job.log()
         assert len(list((tmp_path / "runs/stopped/checkpoints").iterdir())) >= 2, "of both trials in training"
         tried("`ray job stop`: killed after 3 s; given 60 s", "1 + 1", "nothing")
         os.killpg(server.pid, signal.SIGKILL)

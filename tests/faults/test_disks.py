@@ -191,4 +191,4 @@ def test_clock_jumps(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tr
     assert board.train_s.between(0, took_s).all()
     moments = [*board.started_at, *board.finished_at]
     assert (max(moments) - min(moments)).total_seconds() > 1800, "the clock did jump"
-    tried("clock jumps an hour forth and two back", 1, check(str(tmp_path / RUN), quiet))
+    tried("clock jumps an hour forward and two back", 1, check(str(tmp_path / RUN), quiet))

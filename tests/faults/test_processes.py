@@ -111,7 +111,7 @@ def test_interrupted_while_it_starts(quiet: Undisturbed, tmp_path: Path, env: di
             driver.send(signal.SIGINT)
             assert driver.end() == 130, driver.out
             assert time.monotonic() - began < 15
-        assert driver.lines[-1].startswith("interrupted: python -m orchestrator.grid --set")
+        assert driver.lines[-1].startswith("interrupted; to go on from here: python -m orchestrator.grid --set")
         assert ".cc:" not in driver.out
         assert "Traceback" not in driver.out
         drivers.append(driver)
@@ -136,7 +136,7 @@ def test_interrupted_in_mid_epoch(
         assert time.monotonic() - began < 15
     clean(driver)
     run = tmp_path / RUN
-    assert driver.lines[-1].startswith("interrupted: python -m orchestrator.grid --set")
+    assert driver.lines[-1].startswith("interrupted; to go on from here: python -m orchestrator.grid --set")
     assert "goes on from here" in driver.lines[-1]
     assert (run / "report.html").exists()
     assert not (run / "owner.json").exists()
@@ -151,13 +151,13 @@ def test_interrupted_in_mid_epoch(
     after = finished(run)
     assert {name: after[name] for name in before} == before
     assert epochs(driver) & epochs(again) == set(), "no epoch is trained twice"
-    tried(f"{number.name} in mid-epoch", 1, check(str(run), quiet))
+    tried(f"{number.name} in the middle of an epoch", 1, check(str(run), quiet))
 
 
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("gcs_server", "interrupted: python -m orchestrator.grid --set"),
+        ("gcs_server", "interrupted; to go on from here: python -m orchestrator.grid --set"),
         ("gcs_server", "error: the cluster's head must answer"),
         ("raylet", "error: this node's Ray must answer"),
     ],
@@ -191,7 +191,7 @@ def test_what_tells_workers_to_stop_killed(
     """They do not take it for a stop; and the one that comes reaches them all the same."""
     with driving(tmp_path, *GRID, "--set", "train.checkpoint_every_s=3600", env=env) as driver:
         driver.until("epoch ", 10)
-        os.kill(part(driver, "ray::Signal"), signal.SIGKILL)
+        os.kill(part(driver, "ray::StopSignal"), signal.SIGKILL)
         driver.until("epoch ", 30)
         wall = time.time_ns()
         driver.send(signal.SIGINT)

@@ -82,7 +82,10 @@ def test_faults_that_pass(
     ("fault", "what", "cause"),
     [
         pytest.param(
-            EXPIRED, "credentials expire in mid-run", "ExpiredToken: staged; the credentials have expired", id="expired"
+            EXPIRED,
+            "credentials expire during a run",
+            "ExpiredToken: staged; the credentials have expired",
+            id="expired",
         ),
         pytest.param(FULL, "bucket full", "InsufficientStorage: staged; the store is full", id="full"),
     ],
@@ -162,7 +165,7 @@ def test_a_store_without_conditional_writes(lesser: str, monkeypatch: pytest.Mon
             assert lost.wait(10)
             assert not first.holds()
     assert not open_store(lesser).exists("owner.json")
-    tried("two drivers on a store without conditional writes", 1, "nothing: told, and the second is refused")
+    tried("two drivers on a store without conditional writes", 1, "nothing: the first is warned, the second refused")
 
 
 def test_two_drivers_on_a_bucket(bucket: str, monkeypatch: pytest.MonkeyPatch, tried: Note) -> None:

@@ -39,14 +39,14 @@ def test_a_gpu_that_tensorflow_cannot_use_is_refused(counted: str, says: str, tm
 
 SHARE = """
 import os, ray
-from orchestrator.cluster import fanout
+from orchestrator.cluster.connect import connect
 from orchestrator.spec.sections import Resources
 
 class Slot:
     def gpu(self):
         return os.environ["CUDA_VISIBLE_DEVICES"]
 
-with fanout.connect(Resources(gpus_per_trial=GPUS), trial_mb=2500) as cluster:
+with connect(Resources(gpus_per_trial=GPUS), trial_mb=2500) as cluster:
     print(round(1 / cluster.gpus_per_trial), cluster.slots, cluster.most, round(cluster.gpu_limit_mb))
     slot = ray.remote(Slot).options(num_cpus=cluster.cpus_per_trial, num_gpus=cluster.gpus_per_trial)
     slots = [slot.remote() for _ in range(cluster.slots)]

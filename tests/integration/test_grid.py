@@ -1,6 +1,7 @@
 """The main command: real Ray, real workers."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import pytest
 from grids import board, command, digests, grid, results
 from images import class_folder, fill
 
+from orchestrator.run import lease
 from orchestrator.store import open_store
 
+GRID = "grid={batch_size: [32, 64], epochs: [1, 2]}"  # that of the finished run
 SMALL = "grid={batch_size: [64], epochs: [1]}"
 
 
@@ -21,6 +24,34 @@ def finished(shirts: Path, tmp_path: Path) -> Path:
     """A copy of the finished run, to be changed; the current folder is two above."""
     shutil.copytree(shirts, tmp_path / "runs" / "shirts")
     return tmp_path / "runs" / "shirts"
+
+
+def test_what_another_driver_trained_meanwhile_is_not_trained_again(shirts: Path, tmp_path: Path) -> None:
+    """Results that come after a driver counted what is left, and before it has the run folder, are taken as done."""
+    trials = board(shirts).trial_id.nunique()
+    with subprocess.Popen(command("--set", GRID), cwd=tmp_path, text=True, stdout=subprocess.PIPE) as late:
+        counted = late.stdout.readline()
+        shutil.copytree(shirts / "trials", tmp_path / "runs" / "shirts" / "trials")  # a worker takes seconds to start
+        out, _ = late.communicate(timeout=300)
+    assert f"{trials} trials of {trials} to train" in counted
+    assert f"{trials} trials done by another driver meanwhile: not trained again" in out
+    assert not any(line.startswith("epoch ") for line in out.splitlines())
+    assert late.returncode == 0
+    assert list(board(tmp_path / "runs" / "shirts").point_id) == list(board(shirts).point_id)
+
+
+def test_a_second_driver_is_told_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it waits to see whether the first is at work, on stderr where stdout is for JSON; then it is refused."""
+    monkeypatch.setattr(lease, "RENEW_S", 0.2)
+    run = open_store(str(tmp_path / "runs" / "shirts"), create=True)
+    with lease.Lease(run, lambda: None) as first:
+        refused = grid("--set", SMALL, "--json", cwd=tmp_path)
+        assert first.holds()
+    assert (refused.returncode, refused.stdout) == (2, "")
+    told, why = refused.stderr.splitlines()
+    assert told.startswith(f"{run.uri} was driven by process {os.getpid()} on ")
+    assert told.endswith("; waiting up to 20 s to see whether it is still at work")
+    assert why.startswith(f"error: one driver at a time may write {run.uri}, and process {os.getpid()} on ")
 
 
 def test_a_grid_that_grew_trains_only_the_new_points(finished: Path) -> None:

@@ -1,0 +1,200 @@
+"""Connect: join a Ray cluster or start a Ray of this machine alone, and find how many trials fit."""
+
+import contextlib
+import logging
+import math
+import os
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from orchestrator.cluster import patches
+from orchestrator.errors import BadInput
+from orchestrator.plan.forecast import trials_per_gpu
+from orchestrator.spec.sections import Resources
+
+# isort: split
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+
+class Part(NamedTuple):
+    """A part of Ray that the driver cannot do without: where it listens, and for how many seconds it may be silent."""
+
+    name: str
+    host: str
+    port: int
+    silent_s: float
+
+    def answers(self) -> bool:
+        """Whether it accepts a connection within a second."""
+        try:
+            socket.create_connection((self.host, self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What a trial takes and how many run at once.
+
+    Attributes:
+        gpus_per_trial: 0: trains on the CPUs; below 1: shares a GPU.
+        slots: Trials that fit at this moment; 0 where the autoscaler has yet to start a node.
+        most: Trials that fit once the autoscaler has started all the nodes it may; at least 1.
+        gpu_limit_mb: What a trial may hold of a GPU that it shares; None: all of it.
+        parts: Those of Ray that must answer while trials run.
+    """
+
+    cpus_per_trial: int
+    gpus_per_trial: float
+    slots: int
+    most: int
+    gpu_limit_mb: float | None
+    parts: tuple[Part, ...]
+
+
+@contextlib.contextmanager
+def connect(resources: Resources, trial_mb: float = math.inf) -> Iterator[Cluster]:
+    """Join the cluster that RAY_ADDRESS names (as in `ray job submit`), or start a Ray of this machine alone.
+
+    trial_mb: GPU memory that the largest trial takes. Where gpus_per_trial is auto, as many share a GPU as fit.
+    Call it on the main thread. Raises BadInput where there is no such cluster, or its accelerators will not do.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    _start_ray(address, resources.cpus_per_trial)
+    parts: tuple[Part, ...] = ()
+    try:
+        parts = _find_parts()
+        yield _measure(resources, trial_mb, parts, has_address=bool(address))
+    finally:
+        if not patches.is_ray_abandoned() and all(part.answers() for part in parts):
+            ray.shutdown()
+        else:
+            patches.abandon_ray()
+
+
+def _start_ray(address: str | None, cpus_per_trial: int) -> None:
+    own: dict[str, Any] = {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, cpus_per_trial)}
+    patches.silence()
+    try:
+        with patches.own_sigterm_handler():
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({} if address else own),
+            )
+    except ConnectionError as error:
+        raise BadInput(
+            f"RAY_ADDRESS must name a running cluster, got {address}: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _find_parts() -> tuple[Part, ...]:
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    node = this_node()
+    return (
+        Part("the cluster's head", host.strip("[]"), int(port), patches.HEAD_SILENT_S),
+        Part("this node's Ray", node["NodeManagerAddress"], node["NodeManagerPort"], 1.0),
+    )
+
+
+def _measure(resources: Resources, trial_mb: float, parts: tuple[Part, ...], has_address: bool) -> Cluster:
+    """What fits on the cluster as it is, and as it may grow. Raises BadInput where its accelerators will not do."""
+    has, to_come = ray.cluster_resources(), _workers_to_come()
+    cpus, gpus, is_auto = resources.cpus_per_trial, resources.gpus_per_trial, resources.gpus_per_trial == "auto"
+    if gpus == "auto":
+        gpus = 1.0 if has.get("GPU") or to_come.get("GPU") else 0.0
+    gpu_mb = _gpu_memory_mb(to_come) if gpus else None
+    if gpu_mb and is_auto:
+        gpus = 1 / min(trials_per_gpu(gpu_mb, trial_mb), _trials_per_gpu_by_cpus(to_come, cpus))
+    if unusable := _unusable_accelerators(has, gpus, is_auto):
+        raise BadInput(
+            f"the cluster's accelerators must be NVIDIA GPUs, which alone TensorFlow can use here; got {unusable}: "
+            f"use nodes with those, or train on the CPUs with --set resources.gpus_per_trial=0"
+        )
+    if not has_address and gpus > has.get("GPU", 0):
+        raise BadInput(
+            f"resources.gpus_per_trial must be at most the {has.get('GPU', 0):g} GPUs here, got {gpus:g}: "
+            f"leave it at auto, or run on a cluster that has them"
+        )
+    slots = trials_that_fit(has, cpus, gpus)
+    most = max(slots, int(to_come.get("nodes", 0)) * trials_that_fit(to_come, cpus, gpus))
+    limit = resources.max_concurrent or max(1, slots, most)
+    return Cluster(
+        cpus_per_trial=cpus,
+        gpus_per_trial=gpus,
+        slots=min(slots, limit),
+        most=max(1, min(most, limit)),
+        gpu_limit_mb=0.9 * gpu_mb * gpus if gpu_mb and gpus < 1 else None,
+        parts=parts,
+    )
+
+
+def this_node() -> dict[str, Any]:
+    """What Ray knows of the node that this process runs on."""
+    here = ray.get_runtime_context().get_node_id()
+    found: dict[str, Any] = next(node for node in ray.nodes() if node["NodeID"] == here)
+    return found
+
+
+def trials_that_fit(has: Mapping[str, float], cpus: int, gpus: float) -> int:
+    """How many trials, of so many CPUs and GPUs each, fit into these resources, which Ray names CPU and GPU."""
+    by_cpus = has.get("CPU", 0) // cpus
+    return int(min(by_cpus, has.get("GPU", 0) / gpus) if gpus else by_cpus)
+
+
+def _gpu_nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+
+
+def _trials_per_gpu_by_cpus(to_come: Mapping[str, float], cpus: int) -> int:
+    """How many trials a node's CPUs allow for each of its GPUs, on the node where that is fewest; at least 1."""
+    nodes = [node["Resources"] for node in _gpu_nodes()] or [to_come]
+    return max(1, min(int(has.get("CPU", 0) // cpus / has["GPU"]) for has in nodes))
+
+
+def _gpu_memory_mb(to_come: Mapping[str, float]) -> float | None:
+    """Memory of the smallest GPU there is, or of those to come where there is none; None where some node cannot say."""
+
+    def memories_mb() -> list[float]:  # in here, so that Ray sends its code and the node need not import this file
+        query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        try:
+            return [float(line) for line in subprocess.run(query, capture_output=True, check=True).stdout.split()]
+        except (OSError, subprocess.CalledProcessError, ValueError):
+            return []
+
+    answers = [
+        ray.remote(memories_mb)
+        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote()
+        for node in _gpu_nodes()
+    ]
+    if not answers:
+        return to_come.get("GPU MB")
+    memories = ray.get(answers)
+    return min((mb for node in memories for mb in node), default=None) if all(memories) else None
+
+
+def _workers_to_come() -> dict[str, float]:
+    """What the autoscaler may start, if the head's Ray labels say so: nodes, CPU and GPU of each, and MB of each GPU.
+
+    Ray tells a driver only of the nodes that are there, and there may be none yet.
+    """
+    labels = {k: v for node in ray.nodes() if node["Alive"] for k, v in node["Labels"].items()}
+    names = {"nodes": "worker-nodes", "CPU": "worker-cpus", "GPU": "worker-gpus", "GPU MB": "worker-gpu-mb"}
+    return {name: float(labels[label]) for name, label in names.items() if labels.get(label, "").isdigit()}
+
+
+def _unusable_accelerators(has: Mapping[str, float], gpus: float, is_auto: bool) -> str:
+    """Accelerators that a trial would get, or on auto should get, and TensorFlow cannot use. Named as Ray does."""
+    kinds: tuple[str, ...] = ()
+    if gpus:
+        kinds = ("accelerator_type:AMD-", "accelerator_type:Intel-")
+    elif is_auto:
+        kinds = ("TPU", "HPU", "NPU", "neuron_cores")
+    return ", ".join(sorted(name.removeprefix("accelerator_type:") for name in has if name.startswith(kinds)))

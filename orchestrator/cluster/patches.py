@@ -1,0 +1,210 @@
+"""Patches: all that is changed in Ray and Tune, and all that is read there though it is private. No other file does so.
+
+Each says what it changes, why, and which test covers it, if one does. All were compared with the source of Ray 2.60.0,
+the oldest that pyproject.toml allows; compare them again before a newer one. Import this file before `ray`, which reads
+some of these environment variables as it is imported.
+"""
+
+import functools
+import gc
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ |= {
+    # No result files of Tune's own (CSV, JSON, TensorBoard): nobody reads them, and they cost more than the trials.
+    # Seen by bench_scale.py, part `driver`.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # The old console output, which verbose=0 silences. Test: test_a_job_log_is_plain_lines.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # A worker stays in its working directory, where a user's model file lies.
+    # Test: test_a_users_model_is_trained_or_refused.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Ctrl-C is ours. A precaution: Tune installs its handler on the main thread alone, and we run it on another.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # No regular snapshots of Tune's state: the run folder is the state. Seen by bench_scale.py, part `driver`.
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    # No tracebacks of dead workers on the console. Test: test_a_trial_that_kills_its_workers_fails_alone.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # A call after Ray has shut down must fail, not start another Ray. No test covers it.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+    # A trial without a GPU keeps its CUDA_VISIBLE_DEVICES: Ray 2.60's default, here whatever the user's shell says.
+    # No test covers it.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # No warnings about Ray Train's second version. Test: test_a_job_log_is_plain_lines.
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    # Read in the worker: with Tune's 2 s, a trial fails where the thread of the one before it is slow to end. No test.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
+}
+if not os.environ.get("RAY_ADDRESS"):
+    # A Ray of this machine alone takes 127.0.0.1 for its node's address, as it does on a Mac, so it listens on loopback
+    # alone. Test: test_ray_on_a_laptop_listens_on_loopback_alone.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+
+import ray
+from ray._private import utils as ray_utils
+from ray._private import worker as ray_worker
+
+# How long the head may be silent, in seconds. Ray's C++ reads this variable too, and ends the driver after twice that.
+# Test: test_a_part_of_ray_killed, where the head ends and nobody presses Ctrl-C.
+HEAD_SILENT_S = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", 60)) / 2  # noqa: SIM112
+AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+_CAUSES = {  # a part of Ray's text about a death -> what people are told
+    "low on memory": "its node ran out of memory",
+    "node has died": "its node was lost",
+    "The actor died unexpectedly": "killed, as when memory runs out, or crashed",
+}
+
+
+# --- the driver's process ---------------------------------------------------------------------------------------------
+
+
+def silence() -> None:
+    """Ray prints each dead worker to stdout, amid this command's lines or JSON; its loggers repeat it.
+
+    Replaces ray._private.worker.print_to_stdstream. Test: test_a_trial_that_kills_its_workers_fails_alone.
+    """
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are rows of the board
+    ray_worker.print_to_stdstream = lambda *_, **__: None
+
+
+@contextmanager
+def own_sigterm_handler() -> Iterator[None]:
+    """Around ray.init: this command's SIGTERM handler stays. Call it on the main thread.
+
+    ray.init installs one in Python, through ray._private.utils.set_sigterm_handler, and another in C++, which only
+    setting ours again removes. Test: test_interrupted_in_mid_epoch, with SIGTERM.
+    """
+    ray_utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+_abandoned = threading.Event()
+
+
+def abandon_ray() -> None:
+    """A part of Ray does not answer. Calls to it would wait, ray.shutdown too: from now on nobody makes any.
+
+    Test: test_a_part_of_ray_killed.
+    """
+    _abandoned.set()
+
+
+def is_ray_abandoned() -> bool:
+    return _abandoned.is_set()
+
+
+def stop_collecting_garbage() -> None:
+    """Tune's objects call Ray when they are collected, on whatever thread that is. With Ray gone, it would wait.
+
+    Test: test_a_part_of_ray_killed.
+    """
+    gc.disable()
+
+
+# --- Tune, before it runs ---------------------------------------------------------------------------------------------
+
+
+def prepare_tune() -> None:
+    """Apply the patches of Tune itself. Call it before each run of Tune. Imports Tune, which takes a second."""
+    _keep_keys_out_of_logs()
+    _keep_trainable()
+    _treat_all_failures_as_deaths()
+
+
+def _keep_keys_out_of_logs() -> None:
+    """Tune hands AWS_KEYS on in a runtime environment, and Ray writes that into its logs. StopSignal carries them.
+
+    Changes ray.tune.execution.class_cache.ENV_VARS_TO_PROPAGATE. Test: test_a_grid_from_bucket_to_bucket.
+    """
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(AWS_KEYS)
+
+
+def _keep_trainable() -> None:
+    """Tune fetches and unpickles the trainable several times for each trial: a third of the driver's time.
+
+    Replaces ray.tune.experiment.trial.get_trainable_cls. The cache is a new one for each run of Tune, because the next
+    run registers another trainable under the same name. Seen by bench_scale.py, part `driver`.
+    """
+    from ray.tune import registry
+    from ray.tune.experiment import trial
+
+    module: Any = trial
+    module.get_trainable_cls = functools.cache(registry.get_trainable_cls)
+
+
+@functools.cache
+def _treat_all_failures_as_deaths() -> None:
+    """Tune ends the driver on an exception that it does not expect, such as Ray's where a node runs out of memory.
+
+    Wraps RayActorManager._actor_task_failed. Test: test_a_node_that_runs_out_of_memory.
+    """
+    from ray.air.execution._internal.actor_manager import RayActorManager
+
+    manager: Any = RayActorManager
+    manager._actor_task_failed = _as_death(manager._actor_task_failed)
+
+
+def _as_death(task_failed: Callable[..., None]) -> Callable[..., None]:
+    def task_failed_or_died(*args: Any, exception: Exception, **kwargs: Any) -> None:
+        expected = isinstance(exception, (ray.exceptions.RayActorError, ray.exceptions.RayTaskError))
+        death = exception if expected else ray.exceptions.RayActorError(error_msg=str(exception))
+        task_failed(*args, exception=death, **kwargs)
+
+    return task_failed_or_died
+
+
+# --- Tune, while it runs ----------------------------------------------------------------------------------------------
+
+
+def waiting_trials(controller: Any) -> set[Any]:
+    """Tune's trials that wait for a worker. controller: what a scheduler's choose_trial_to_run is given.
+
+    Reads the controller's _pending_trials and _resetting_trials.
+    Test: test_trials_start_in_the_order_of_the_plan_and_a_killed_one_comes_first.
+    """
+    tune_controller = controller._tune_controller
+    waiting: set[Any] = tune_controller._pending_trials - tune_controller._resetting_trials
+    return waiting
+
+
+def forget_reset(controller: Any, trial: Any) -> None:
+    """A worker may die while it takes a trial over. Tune then never starts the trial again: it counts as being reset.
+
+    controller: what a scheduler's on_trial_error is given. Changes its _resetting_trials. Test: test_workers_killed.
+    """
+    controller._resetting_trials.discard(trial)
+
+
+def allow_deaths(trial: Any, more: int) -> None:
+    """From now on, `more` deaths of its workers do not make the trial fail.
+
+    Sets Tune's Trial.max_failures, which Tune compares with Trial.num_failures: all its deaths so far.
+    Test: test_workers_killed.
+    """
+    trial.max_failures = trial.num_failures + more
+
+
+def excuse_next_death(trial: Any) -> None:
+    """The next death of its worker does not count. Test: test_a_worker_that_grows_is_replaced."""
+    trial.max_failures += 1
+
+
+def cause_of_death(trial: Any) -> str:
+    """Why the trial's last worker died: a few words, or the whole traceback where the error was one of ours.
+
+    Reads Trial.error_file, to which Tune adds each failure. Test: test_a_trial_that_kills_its_workers_fails_alone.
+    """
+    text = Path(trial.error_file).read_text().rpartition("Failure # ")[2].partition("\n")[2].strip()
+    return next((cause for part, cause in _CAUSES.items() if part in text), text or "no word of why")

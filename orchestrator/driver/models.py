@@ -1,0 +1,87 @@
+"""Models: which stay in the run folder when a run ends; those whose weights are gone are trained again."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from orchestrator.driver.state import RunState
+from orchestrator.driver.watch import GridWatch
+from orchestrator.errors import BadInput
+from orchestrator.plan.points import Trial
+from orchestrator.run.result import Epoch, Result
+from orchestrator.run.winner import place_models
+from orchestrator.words import plural
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.connect import Cluster
+
+
+def finish_models(state: RunState, watch: GridWatch, cluster: "Cluster | None", console: Console) -> None:
+    """Leave the models in the run folder that the user keeps. cluster: None starts one, should it be needed."""
+
+    def place() -> tuple[Trial, ...]:
+        context = state.context
+        return place_models(context.run, state.plan, state.results, state.leader, context.spec, context.keep)
+
+    if not (todo := place()) or watch.stop.is_set():
+        return
+    console.out(f"models: {plural(len(todo), 'trial')} to train again, for weights that are not in the run folder")
+    from orchestrator.cluster.connect import connect  # here, so that a finished run loads no Ray
+    from orchestrator.cluster.fanout import fan_out
+
+    context = dataclasses.replace(state.context, models_only=True)
+    with contextlib.nullcontext(cluster) if cluster else connect(context.spec.resources) as cluster:
+        try:
+            fan_out(context, cluster, todo, RetrainingWatch(state.results, console), watch.stop, watch.kill)
+        except BadInput as error:  # the board is complete without
+            console.out(f"models: {error}")
+    if not watch.stop.is_set() and state.holds_lease() and (left := place()):
+        console.out(f"models: still without one: {', '.join(point for trial in left for point in trial.points)}")
+
+
+class RetrainingWatch:
+    """Is told what happens while trials are trained again for their models: a cluster.watch.Watch. The board stays."""
+
+    def __init__(self, results: Mapping[str, Result], console: Console) -> None:
+        self._results, self._console = results, console
+
+    def started(self, trial_id: str) -> None:
+        self._console.out(f"models: training {trial_id} again")
+
+    def may_start(
+        self,
+        trial: Trial,
+        epochs_done: float,
+        unreadable: Mapping[int, str],
+        node_type: str | None,
+        node_share: float,
+    ) -> bool:
+        return True
+
+    def ready(self, trial_id: str, epochs_done: float) -> None:
+        pass
+
+    def over(self) -> bool:
+        return False
+
+    def say(self, line: str) -> None:
+        self._console.out(line)
+
+    def refused(self, trial: Trial, why: str) -> None:
+        self._console.out(f"models: {trial.id} could not be trained again: {why}")
+
+    def epoch(self, trial_id: str, epoch: Epoch) -> None:
+        self._console.out(f"models: {trial_id} epoch {epoch.epoch}")
+
+    def ended(self, result: Result) -> None:
+        before = self._results[result.trial_id].digests
+        if result.status == "failed":
+            self._console.out(f"models: {result.trial_id} failed when it was trained again: {result.error}")
+        elif any(before.get(epoch, digest) != digest for epoch, digest in result.digests.items()):
+            self._console.out(
+                f"models: {result.trial_id} came out with other weights than before, as it may on a GPU, another "
+                f"processor or another TensorFlow: best.json has the metrics of the model that is there"
+            )

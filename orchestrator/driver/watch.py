@@ -1,0 +1,127 @@
+"""Watch: what the driver does as workers report: takes the run folder, keeps to the budget, shows progress."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from orchestrator.driver.progress import Progress
+from orchestrator.driver.state import RunState
+from orchestrator.errors import BadInput
+from orchestrator.plan.budget import Meter
+from orchestrator.plan.forecast import price
+from orchestrator.plan.points import Trial
+from orchestrator.run.result import Epoch, Result
+
+
+class GridWatch:
+    """Is told what happens during a fan-out: a cluster.watch.Watch.
+
+    The run folder is taken when the first worker is ready, so that bad images and bad models are known before anything
+    is written. Until then, what would fail every trial refuses the whole run.
+
+    Attributes:
+        stop: Set to have workers save their state and stop. kill: set to have them write nothing more.
+        interrupted: Somebody pressed Ctrl-C or sent SIGTERM.
+        budget_used_up: Some trial was stopped, or not begun, for the budget.
+        refusal: Why the run cannot go on; None while it can.
+        progress: Set before the fan-out begins.
+    """
+
+    progress: Progress
+
+    def __init__(self, state: RunState, meter: Meter) -> None:
+        """meter: counts from the command's start."""
+        self._state, self._spec, self._meter = state, state.context.spec, meter
+        self._take_folder: Callable[[Mapping[int, str]], None] | None = None
+        self.stop, self.kill = threading.Event(), threading.Event()
+        self.interrupted = self.budget_used_up = False
+        self.refusal: str | None = None
+
+    def before_first_trial(self, take_folder: Callable[[Mapping[int, str]], None]) -> None:
+        """take_folder: called once, with what cannot be read (row of the index -> reason). May raise BadInput."""
+        self._take_folder = take_folder
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+        self.stop.set()
+
+    def ensure_folder(self, unreadable: Mapping[int, str]) -> None:
+        """Take the run folder, unless it is taken, or the run is to stop."""
+        if self._state.lease or self.stop.is_set() or self.kill.is_set() or not self._take_folder:
+            return
+        try:
+            self._take_folder(unreadable)
+        except BadInput as error:
+            self._refuse(str(error))
+        self._state.write_if_due(self.say)
+
+    def started(self, trial_id: str) -> None:
+        self._state.running.add(trial_id)
+        self._state.write_if_due(self.say)
+        self.progress.started(trial_id)
+
+    def may_start(
+        self,
+        trial: Trial,
+        epochs_done: float,
+        unreadable: Mapping[int, str],
+        node_type: str | None,
+        node_share: float,
+    ) -> bool:
+        usd = price(self._spec.resources, node_type)
+        if usd is None and self._spec.budget.max_usd is not None:
+            self._refuse(
+                f"budget.max_usd needs the price of a {node_type or 'node'}, and no list has it: set "
+                f"resources.usd_per_hour, or budget.max_hours instead"
+            )
+            return False
+        self.ensure_folder(unreadable)
+        # a driver that had the lease before this one may have trained it meanwhile
+        if self._state.done.get(trial.id, 0) >= trial.milestones[-1]:
+            self.ended(self._state.results[trial.id])
+            return False
+        expected_s = self.progress.expected_s(trial.id, epochs_done)
+        if not self._meter.start(trial.id, time.monotonic(), expected_s, (usd or 0.0) * node_share / 3600):
+            self._leave_out(trial.id)
+            return False
+        return True
+
+    def ready(self, trial_id: str, epochs_done: float) -> None:
+        self.progress.ready(trial_id, epochs_done)
+
+    def refused(self, trial: Trial, why: str) -> None:
+        if self._state.lease is None:
+            self._refuse(why)
+        else:
+            self.ended(Result(trial_id=trial.id, status="failed", epochs=trial.milestones[-1], error=why))
+
+    def over(self) -> bool:
+        if self.stop.is_set() or not self._meter.used_up(time.monotonic()):
+            return False
+        self.budget_used_up = True
+        for trial_id in list(self._state.running):
+            self._leave_out(trial_id)
+        return True
+
+    def say(self, line: str) -> None:
+        self.progress.warn(line)
+
+    def epoch(self, trial_id: str, epoch: Epoch) -> None:
+        self.progress.epoch(trial_id, epoch)
+
+    def ended(self, result: Result) -> None:
+        self._state.running.discard(result.trial_id)
+        self._meter.end(result.trial_id, time.monotonic())
+        self._state.results[result.trial_id] = result
+        self._state.write_if_due(self.say)
+        self.progress.ended(result)
+
+    def _refuse(self, why: str) -> None:
+        self.refusal = why
+        self.kill.set()
+
+    def _leave_out(self, trial_id: str) -> None:
+        """The budget has nothing left for the trial."""
+        self.budget_used_up = True
+        self._state.running.discard(trial_id)
+        self.progress.put_back(trial_id)
