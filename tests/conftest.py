@@ -110,7 +110,7 @@ def working_dir(tmp_path: Path) -> Path:
     return tmp_path / "job"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Debian's chromium, or another one on PATH."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

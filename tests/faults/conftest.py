@@ -18,7 +18,7 @@ _ROWS = pytest.StashKey[dict[str, tuple[str, str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-table", action="store_true", help="write what was tried into ARCHITECTURE.md")
+    parser.addoption("--write-table", action="store_true", help="write what was tried into docs/reliability.md")
 
 
 @pytest.fixture(scope="session")
