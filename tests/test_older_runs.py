@@ -81,15 +81,15 @@ def test_a_finished_run_grows(cwd: Path) -> None:
 
 @pytest.mark.slow
 def test_a_half_done_run_goes_on(cwd: Path) -> None:
-    """The finished trial is left alone; the other one goes on in its 13th epoch and is done after 40."""
+    """The finished trial is left alone; the other one goes on in its 14th epoch and is done after 40."""
     before = results(cwd, "half")
     told = run(cwd, "grid", "half.yaml")
-    assert "epoch 12/40" not in told
-    assert "epoch 13/40" in told
+    assert "epoch 13/40" not in told
+    assert "epoch 14/40" in told
     after = results(cwd, "half")
     assert {name: after[name] for name in before} == before
     (added,) = (after[name] for name in after.keys() - before.keys())
-    first, later = added["history"][:12], added["history"][12:]
+    first, later = added["history"][:13], added["history"][13:]
     assert [epoch["epoch"] for epoch in (*first, *later)] == list(range(1, 41))
     assert all("val_objective" not in epoch["metrics"] for epoch in first)
     assert all(epoch["metrics"]["val_objective"] > epoch["metrics"]["val_loss"] for epoch in later)
