@@ -176,6 +176,7 @@ def test_a_trial_of_one_epoch_is_the_start_of_one_of_three(
     assert alone.history[0].metrics["val_loss"] == undisturbed.history[0].metrics["val_loss"]
 
 
+@pytest.mark.slow
 def test_images_on_the_device_are_the_same_images(undisturbed: Result, tmp_path: Path) -> None:
     """What a GPU does in place of tf.data: the same order and changes, but for how another graph rounds."""
     work, (trial,) = work_in(tmp_path)
