@@ -441,6 +441,7 @@ class TestBadInput:
             open_store(bucket).check()
         assert time.monotonic() - started < 10
 
+    @pytest.mark.slow
     def test_silent_endpoint(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """An endpoint that takes the connection and never answers is told within about ten seconds."""
         with socket.create_server(("127.0.0.1", 0)) as silent:
