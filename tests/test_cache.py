@@ -88,6 +88,7 @@ class TestOpening:
         assert np.array_equal(first.images, second.images)
         assert first.bad == second.bad
 
+    @pytest.mark.slow
     def test_three_processes_at_once(self, store: Counting, tmp_path: Path) -> None:
         """One builds, the others wait, and all three see the same."""
         code = f"""
@@ -196,6 +197,7 @@ class TestDamage:
         assert cache.bad == {}
         assert store.reads == 2
 
+    @pytest.mark.slow
     def test_killed_while_building(self, store: Counting, caches: Path) -> None:
         """SIGKILL in the middle leaves a half that is neither used nor kept, and no lock that holds."""
         code = f"""

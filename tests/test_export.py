@@ -138,6 +138,7 @@ def test_the_best_weights_survive_a_kill(
     assert models(tmp_path)[f"candidates/{trial.points[0]}"]["weights"] == facts["weights"]
 
 
+@pytest.mark.slow
 def test_ranked_by_the_best_accuracy_the_model_is_that_epochs(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
     """What won the rank is what is kept."""
     work, trial = keeping(tmp_path, KeepModels.best, *RISING, "metric=best_val_accuracy")
@@ -148,6 +149,7 @@ def test_ranked_by_the_best_accuracy_the_model_is_that_epochs(worker: ProcessPoo
     assert (facts["epoch"], facts["metrics"]["val_accuracy"]) == (best.epoch, best.metrics["val_accuracy"])
 
 
+@pytest.mark.slow
 def test_a_finished_trial_gives_its_models_again(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
     """The last milestone's from the checkpoint, an earlier one's by training anew; results and checkpoint stay."""
     work, trial = keeping(tmp_path, KeepModels.none)

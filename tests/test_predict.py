@@ -92,6 +92,7 @@ def test_unreadable_images_are_named_and_the_others_printed(shirts: Path, pictur
     assert lines["best.json"] == "not a JPEG, PNG, BMP, GIF or WebP image"
 
 
+@pytest.mark.slow
 def test_a_run_and_images_in_a_bucket(shirts: Path, pictures: Path, bucket: str, tmp_path: Path) -> None:
     """A prefix, and an object by its own name; the table has a line for each."""
     files = {path.name: path.read_bytes() for path in sorted(pictures.rglob("*.png"))[:3]}

@@ -101,6 +101,7 @@ def test_a_checkpoint_that_would_unpack_to_more_is_refused():
     assert b"ValueError: it is compressed, which ours are not" in read.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="tells listeners by /proc, which is Linux'")
 def test_ray_on_a_laptop_listens_on_loopback_alone(tmp_path: Path):
     """Nobody on the same network reaches the Ray of this machine alone; and it asks for a token besides."""

@@ -253,7 +253,10 @@ def test_a_grid_that_grows_in_epochs_trains_only_the_new_ones(
     assert sorted(p.name for p in (tmp_path / "trials").iterdir()) == [f"{long.id}-1.json", f"{long.id}-3.json"]
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not a zip", None])
+@pytest.mark.parametrize(
+    "damage",
+    [pytest.param(b"", marks=pytest.mark.slow), pytest.param(b"PK\x03\x04 not a zip", marks=pytest.mark.slow), None],
+)
 def test_a_damaged_checkpoint_means_a_fresh_start(
     undisturbed: Result, worker: ProcessPoolExecutor, tmp_path: Path, damage: bytes | None
 ) -> None:
@@ -291,6 +294,7 @@ def test_any_turned_bit_of_a_checkpoint_is_an_error_or_does_nothing(worker: Proc
     assert worker.submit(read_with_every_bit_turned).result() == []
 
 
+@pytest.mark.slow
 def test_another_models_checkpoint_is_not_taken(
     undisturbed: Result, worker: ProcessPoolExecutor, tmp_path: Path
 ) -> None:
