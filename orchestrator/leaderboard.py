@@ -1,32 +1,11 @@
 """Leaderboard: `python -m orchestrator.leaderboard RUN` reads a board and prints it, for people or for programs."""
 
-import contextlib
-import time
-from collections.abc import Callable
-from enum import StrEnum
 from typing import Annotated
 
-import pyarrow as pa
 import typer
-from rich.console import Console, Group
-from rich.live import Live
-from rich.text import Text
 
-from orchestrator.board.verdict import sentences
-from orchestrator.board.views import by_config, compare, effects, sort_board, verdict, where
-from orchestrator.display.opening import read_board, read_history, read_shared, run_names
-from orchestrator.display.table import as_csv, as_json, as_markdown, as_rich
-from orchestrator.errors import BadInput, exit_on_bad_input, run_command
-from orchestrator.terminal import make_console
-
-_WATCH_S = 2.0  # between two looks at a running board
-
-
-class Format(StrEnum):
-    table = "table"
-    csv = "csv"
-    json = "json"
-    markdown = "markdown"
+from orchestrator.display.leaderboard import Format, View, print_board
+from orchestrator.errors import exit_on_bad_input, run_command
 
 
 def main(
@@ -46,50 +25,9 @@ def main(
     watch: Annotated[bool, typer.Option("--watch", help="Refresh it until the run ends, or Ctrl-C.")] = False,
 ) -> None:
     """Print the leaderboard of any run, a running one too."""
+    view = View(tuple(where_ or ()), by_config_, effects_, compare_, sort, top)
     with exit_on_bad_input():
-        if compare_ != (len(runs) > 1):
-            raise BadInput(f"RUN must be one run folder, or several with --compare, got {' '.join(runs)}")
-        if by_config_ and effects_:
-            raise BadInput("--by-config and --effects are two views: give one of them")
-        if watch and format is not Format.table:
-            raise BadInput(f"--watch prints a table, got --format {format}: leave one of them out")
-
-        def look() -> tuple[pa.Table, pa.Table, str]:
-            """The board, the view of it that is wanted, and what is said below it."""
-            boards = [read_board(run) for run in runs]
-            whole = compare(run_names(runs), boards, [*map(read_shared, runs)]) if compare_ else boards[0]
-            board, note = where(whole, where_ or []), ""
-            if effects_:
-                view, note = effects(board)
-            else:
-                view = by_config(board) if by_config_ else board
-                if format is Format.table and (
-                    found := verdict(board, pa.concat_tables(map(read_history, runs), promote_options="default"))
-                ):
-                    note = "\n".join(sentences(found))
-            view = sort_board(view, sort) if sort else view
-            return whole, view.slice(0, top) if top else view, note
-
-        if format is Format.table:
-            _show(look, watch, make_console())
-        else:
-            print({Format.csv: as_csv, Format.json: as_json, Format.markdown: as_markdown}[format](look()[1]))
-
-
-def _show(look: Callable[[], tuple[pa.Table, pa.Table, str]], watch: bool, out: Console) -> None:
-    """Print what `look` finds; watch: look again until no point is pending or running, or Ctrl-C."""
-    whole, view, note = look()
-    if watch:
-        with contextlib.suppress(KeyboardInterrupt), Live(console=out, transient=True, auto_refresh=False) as live:
-            while {"pending", "running"} & set(whole["status"].to_pylist()):
-                live.update(_with_note(view, note, out.width), refresh=True)
-                time.sleep(_WATCH_S)
-                whole, view, note = look()
-    out.print(_with_note(view, note, out.width))
-
-
-def _with_note(view: pa.Table, note: str, width: int) -> Group:
-    return Group(as_rich(view, width), *([Text(f"\n{note}")] if note else []))
+        print_board(runs, view, format, watch)
 
 
 if __name__ == "__main__":

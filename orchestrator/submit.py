@@ -1,14 +1,12 @@
 """Submit: a spec on this machine -> a job on a cluster, followed to its end. Wraps `ray job submit`."""
 
 import json
-import re
-import secrets
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from orchestrator.cluster.submit import command, follow
+from orchestrator.cluster.submit import submit
 from orchestrator.driver.line import read_spec
 from orchestrator.errors import BadInput, exit_on_bad_input, run_command
 
@@ -29,21 +27,13 @@ def main(
     The token is that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token. Further options go to the grid.
     """
     with exit_on_bad_input():
-        if not re.fullmatch(r"https?://[^\s/]+(/.*)?", address):
-            raise BadInput(
-                f"--address must be the cluster's dashboard, such as http://127.0.0.1:8265, got "
-                f"{address or 'nothing'}: give it, or set RAY_API_SERVER_ADDRESS"
-            )
         if Path.cwd() not in Path(spec).resolve().parents:
             raise BadInput(f"SPEC must lie in the current folder, which goes to the cluster, got {spec}")
         path = str(Path(spec).resolve().relative_to(Path.cwd()))
         shortcuts = {"data.uri": data, "output": output}
         changes = [*(set_ or []), *(f"{k}={json.dumps(v)}" for k, v in shortcuts.items() if v is not None)]
-        checked = read_spec(path, changes)
-        job = f"{checked.name.replace('.', '-')}-{secrets.token_hex(4)}"
         arguments = [word for change in changes for word in ("--set", change)] + context.args
-        line = command(checked, path, arguments, job)
-        raise SystemExit(follow(line, job, address))
+        raise SystemExit(submit(read_spec(path, changes), path, arguments, address))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,21 @@ from orchestrator.spec.sections import Spec
 
 # besides what .gitignore names, which Ray leaves out itself
 EXCLUDES = [".git", ".venv", "venv", "runs", "build", "dist", "__pycache__", "*.egg-info", "tests", "infra"]
+
+
+def submit(spec: Spec, path: str, arguments: Sequence[str], address: str) -> int:
+    """Run a grid as a job on the cluster at `address`, its dashboard. Returns the grid's exit status.
+
+    path: the spec's, from the current folder, which goes along. arguments: further ones of orchestrator.grid.
+    Raises BadInput.
+    """
+    if not re.fullmatch(r"https?://[^\s/]+(/.*)?", address):
+        raise BadInput(
+            f"--address must be the cluster's dashboard, such as http://127.0.0.1:8265, got "
+            f"{address or 'nothing'}: give it, or set RAY_API_SERVER_ADDRESS"
+        )
+    job = f"{spec.name.replace('.', '-')}-{secrets.token_hex(4)}"
+    return follow(command(spec, path, arguments, job), job, address)
 
 
 def command(spec: Spec, path: str, arguments: Sequence[str], job: str) -> list[str]:

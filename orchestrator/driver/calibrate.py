@@ -7,11 +7,13 @@ It trains a small grid of made-up images, as any grid is trained, and keeps what
 import contextlib
 import json
 import os
+import secrets
 import statistics
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from orchestrator.spec.reading import validate
 from orchestrator.spec.sections import Data
 from orchestrator.store import Store, open_store
 from orchestrator.terminal import without_stderr
-from orchestrator.words import now
+from orchestrator.words import clock, now
 
 FILE = "calibration.json"
 BATCH_SIZES = (5, 10, 32, 128)
@@ -46,6 +48,36 @@ def read_pace() -> Pace:
         return Pace.from_tree(json.loads((cache_folder() / FILE).read_text()))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return FIRST_GUESS
+
+
+def calibrate(precisions: tuple[str, ...]) -> str:
+    """Measure how fast this machine trains, and keep it for the forecasts. Returns what a person should read of it.
+
+    Raises BadInput.
+    """
+    path = cache_folder() / FILE
+    if path.exists() and read_pace() is FIRST_GUESS:
+        raise BadInput(f"{path} must be a calibration, and is another file: move it, or set ORCHESTRATOR_CACHE_DIR")
+    pace = measure(precisions)
+    new = path.with_name(f".{FILE}.{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(json.dumps(asdict(pace), indent=1))
+        os.replace(new, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise BadInput(
+            f"{path.parent} must be writable: {error.strerror or error}; set ORCHESTRATOR_CACHE_DIR to another"
+        ) from None
+    lines = ["precision       batch size  images/s  (one worker of those that run at once, 64x64)"]
+    for precision, sizes in pace.step_s.items():
+        lines += [f"{precision:<14}  {size:>10}  {size / step_s:>8.0f}" for size, step_s in sizes.items()]
+    overheads = (
+        f"{clock(pace.worker_start_s)} until workers train, {pace.trial_start_s:.1f} s more for each trial, "
+        f"{1 / pace.fill_image_s:.0f} images/s into a node's cache; kept in {path}"
+    )
+    return "\n".join([*lines, "", overheads])
 
 
 def measure(precisions: tuple[str, ...]) -> Pace:

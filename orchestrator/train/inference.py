@@ -32,6 +32,20 @@ class Picture:
     listed: Object | None = None
 
 
+def classify(model: str, images: Sequence[str]) -> tuple[Exported, list[tuple[str, np.ndarray]], dict[str, str]]:
+    """Let a model say what is on these images.
+
+    model: a run folder, or a .keras file beside its .json. images: files and folders; s3:// as well.
+    Returns what stands beside the model; path and (classes,) probabilities of each image; and path -> why it could not
+    be read. Raises BadInput.
+    """
+    data, facts, name = read_model(model)
+    pictures, failures = find_pictures(images)
+    found = predict(data, facts, name, pictures) if pictures else {}
+    failures |= {pictures[i].path: what for i, what in found.items() if isinstance(what, str)}
+    return facts, [(pictures[i].path, p) for i, p in sorted(found.items()) if not isinstance(p, str)], failures
+
+
 def read_model(uri: str) -> tuple[bytes, Exported, str]:
     """The .keras file of a run's winner, or the one named, with what stands beside it and its name. Raises BadInput."""
     folder, name = (os.path.split(uri)[0] or ".", os.path.split(uri)[1]) if uri.endswith(".keras") else (uri, "")
