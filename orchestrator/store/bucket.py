@@ -291,7 +291,7 @@ def _list_whole(client: Any, below: str) -> Iterator[Any]:
             metas = itertools.chain.from_iterable(obstore.list(client, below or None, chunk_size=1000))
             skipped = deque(itertools.islice(metas, count), maxlen=1)
             if skipped and skipped[0]["path"] != last:
-                raise ValueError("it broke off, and changed before it could be taken up skipped")
+                raise ValueError("it broke off, and changed before it could be taken up again")
             for meta in metas:
                 count, last = count + 1, meta["path"]
                 yield meta
