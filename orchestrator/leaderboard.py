@@ -55,7 +55,7 @@ def main(
             raise BadInput(f"--watch prints a table, got --format {format}: leave one of them out")
 
         def look() -> tuple[pa.Table, pa.Table, str]:
-            """The board, the view of it that is wanted, and what is said below it."""
+            """The board, the requested view of it, and the lines below it."""
             boards = [read_board(run) for run in runs]
             whole = compare(run_names(runs), boards, [*map(read_shared, runs)]) if compare_ else boards[0]
             board, note = where(whole, where_ or []), ""

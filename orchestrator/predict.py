@@ -1,4 +1,4 @@
-"""Predict: what a trained model says of images. `python -m orchestrator.predict RUN_OR_MODEL IMAGES...`"""
+"""Predict: how a trained model classifies images. `python -m orchestrator.predict RUN_OR_MODEL IMAGES...`"""
 
 import csv
 import json
@@ -44,7 +44,7 @@ def main(
 
 
 def _print(found: Sequence[tuple[str, np.ndarray]], facts: Exported, format: Format) -> None:
-    # as in training: of two classes, the second must be above one half
+    # as in training: of two classes, the second wins only above one half
     says = [int(p[1] > 0.5) if len(p) == 2 else int(p.argmax()) for _, p in found]
     rows = [(path, facts.classes[i], float(p[i])) for i, (path, p) in zip(says, found, strict=True)]
     if format is Format.json:
