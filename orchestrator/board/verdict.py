@@ -33,7 +33,7 @@ class Verdict:
         runner_up: The next with as many seeds; None where there is none.
         lead: How far the best is ahead of it on the same seeds; None with fewer than two such seeds.
         ties: The others whose distance from the best may be chance, in the order of their ranks.
-        cheapest: The tied one that took the least time to train; None if the best itself took less.
+        cheapest: The tied one that took the least time to train; None if none took less than the best.
         curve: The epochs of the best, averaged over its seeds.
         left_out: How many configurations have fewer seeds than the best, and so are not compared.
     """

@@ -141,7 +141,7 @@ class Lease:
 
 
 def refuse_if_held(store: Store, say: Callable[[str], None] = _unsaid) -> str:
-    """Raise BadInput if a driver is at work on this run, and name it. It may take STALE_S, and says so first.
+    """Raise BadInput if a driver is at work on this run, and name it. Takes up to STALE_S, and says so first.
 
     Returns the version of the lease that a dead driver left; empty if there is none.
     """

@@ -44,7 +44,7 @@ class Object:
 class Store(ABC):
     """A place that holds objects by key. Pickles without credentials: each process finds its own.
 
-    Every method may raise StoreError; those that read one object raise Missing where there is none.
+    Every method may raise StoreError; those that read one object raise Missing if it does not exist.
     """
 
     uri: str
@@ -130,7 +130,7 @@ class Store(ABC):
         return self.read_versioned(key)[0]
 
     def delete_many(self, keys: Iterable[str], in_flight: int = 32) -> None:
-        """Delete objects, `in_flight` at once; fine where there is none."""
+        """Delete objects, `in_flight` at once; fine if some do not exist."""
         for _ in _in_order(((0, self.delete, (key,)) for key in keys), in_flight):
             pass
 
