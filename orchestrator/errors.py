@@ -1,11 +1,11 @@
-"""What may go wrong, and how a command ends.
+"""Errors: what can go wrong, and how a command ends. Pure.
 
-BadInput            something the person can mend: one line on stderr, exit 2, nothing written or lost
-└── StoreError      a store said no, or cannot be reached          (store.py)
+BadInput            something that a person can fix: one line on stderr, exit status 2, nothing written or lost
+└── StoreError      a store refused, or cannot be reached          (store/interface.py)
     ├── Missing     no such key
-    └── Changed     the object is not the one that the index lists
+    └── Changed     the object is not the one that was listed
 
-Anything else that reaches the top is a bug of ours and keeps its traceback.
+Anything else that reaches the top is a bug and keeps its traceback.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ DONE, FAILED, USED_UP, INTERRUPTED = 0, 1, 3, 130
 
 
 class BadInput(Exception):
-    """One clear line: what it must be, what it was, what to do."""
+    """One clear line: what something must be, what it was, and what to do."""
 
 
 @contextlib.contextmanager
@@ -34,10 +34,10 @@ def exit_on_bad_input() -> Iterator[None]:
 def run_command(main: Callable[..., None], **settings: Any) -> NoReturn:
     """A module's `main` as a command, from its arguments to its exit status. settings: see typer.Typer.command.
 
-    Nothing is left to Python's own way out, which calls every library once more. A thread of one of them that wakes up
-    meanwhile (Arrow's let go of Python's buffers late) aborts a process that has done all its work.
+    The process does not leave through Python's own exit, which calls every library once more. If a thread of a library
+    wakes up meanwhile (Arrow's release Python buffers late), it aborts a process that has done all its work.
     """
-    import typer  # here, so that workers need none
+    import typer  # here, so that workers do not need it
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(**settings)(main)
@@ -52,7 +52,7 @@ def run_command(main: Callable[..., None], **settings: Any) -> NoReturn:
         if sys.stdout:
             sys.stdout.flush()
     except BrokenPipeError:
-        status = status or 1  # as Typer has it, where it happens earlier
+        status = status or 1  # as Typer does if it happens earlier
     except OSError as error:
         print(f"error: stdout must take what is written to it: {error.strerror or error}", file=sys.stderr)
         status = status or 2
@@ -61,10 +61,10 @@ def run_command(main: Callable[..., None], **settings: Any) -> NoReturn:
 
 
 def exit_at_once(status: int) -> NoReturn:
-    """End this process as it stands: Python's own way out calls every library once more, and may wait for it."""
+    """End this process now. Python's own exit calls every library once more, and may wait for one."""
     try:
         for stream in filter(None, (sys.stdout, sys.stderr)):
-            with contextlib.suppress(OSError, RuntimeError):  # nobody reads it any more, or it was just being written
+            with contextlib.suppress(OSError, RuntimeError):  # nobody reads it any more, or a write was interrupted
                 stream.flush()
     finally:
         os._exit(status)

@@ -15,7 +15,7 @@ from orchestrator.run.folder import KeepModels
 from orchestrator.terminal import make_console
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # Ctrl-C among the imports ends without a traceback
+    # Ctrl-C during the imports ends without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -47,15 +47,15 @@ def main(
     ]
 
     def say_how_to_go_on() -> None:
-        again = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
-        print(f"interrupted; to go on from here: {again}", file=sys.stderr if as_json else sys.stdout)
+        command = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
+        print(f"interrupted; to go on from here: {command}", file=sys.stderr if as_json else sys.stdout)
 
     def leave() -> None:
-        """Before anything is written, and after: an exception would come up amid some library, which may swallow it."""
+        """Before training and after it: an exception might come up inside a library, which may swallow it."""
         try:
-            make_console(stderr=as_json).show_cursor()  # that of the live table
+            make_console(stderr=as_json).show_cursor()  # the live table hides it
             say_how_to_go_on()
-        finally:  # also where nobody reads it, where it came amid another line, or at a second signal
+        finally:  # also if the line cannot be printed, or at a second signal
             exit_at_once(INTERRUPTED)
 
     with exit_on_bad_input(), on_signals(leave):

@@ -1,7 +1,7 @@
 """Metrics: every figure of merit that a trial records, in one table. Pure.
 
-Whatever records, ranks, stops by, compares or shows a metric reads METRICS. A new metric is one row here and, where it
-is computed from predictions, one function.
+All code that records, ranks, compares or shows a metric, or stops by it, reads METRICS. A new metric is one row here
+and, if it is computed from predictions, one function.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class Metric:
     """One figure of merit of an epoch, or of all epochs of a trial.
 
     Attributes:
-        name: As the spec, the history and the leaderboard have it.
+        name: As in the spec, the history and the leaderboard.
         better: Which way is good.
         computed_from: `training` or `validation`: summed image by image inside TensorFlow's loop; `predictions`: by
             `compute`, after each epoch; `epochs`: the best value of `best_of` in any epoch.
         compute: ((images,) int labels, (images, classes) probabilities of the validation images) -> value.
-        shown: `board`: a column of the leaderboard, which may rank; `table`: also on a terminal; `live`: also while it
-            trains. Whatever an epoch records is in the history, in TensorBoard and in MLflow.
-        decimals: Digits after the point.
+        shown: `board`: a column of the leaderboard, which may rank; `table`: also on a terminal; `live`: also during
+            training. Whatever an epoch records is in the history, in TensorBoard and in MLflow.
+        decimals: Digits after the decimal point.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Metric:
 
     @property
     def recorded(self) -> str:
-        """The metric of a single epoch that this one is read from: itself, but for the best of all epochs."""
+        """The metric of a single epoch that this one is read from: `best_of`, or itself."""
         return self.best_of or self.name
 
     @property
     def training_twin(self) -> str | None:
-        """The same figure for the training images; None where none is recorded."""
+        """The same metric of the training images; None if there is none."""
         twin = self.name.removeprefix("val_")
         return twin if twin != self.name and twin in METRICS else None
 
@@ -66,7 +66,7 @@ _LIVE: frozenset[Place] = frozenset({"board", "live"})
 _EVERYWHERE: frozenset[Place] = frozenset({"board", "table", "live"})
 
 # `loss` is the mean cross-entropy alone. `objective` is what training minimises and Keras prints as the loss: with the
-# penalties of the model's regularizers. Penalties do not compare across models or values of l2, so it never ranks.
+# penalties of the model's regularizers. Penalties of other models or other l2 do not compare, so it never ranks.
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -87,12 +87,12 @@ def recorded() -> list[str]:
 
 
 def shown(place: Place) -> list[str]:
-    """The metrics that are shown there, in the order of the table."""
+    """The metrics that are shown in this place, in the order of the table."""
     return [metric.name for metric in METRICS.values() if place in metric.shown]
 
 
 def of_column(name: str) -> Metric | None:
-    """The metric whose values, or whose deviation or interval, a column holds; None where it is no metric's."""
+    """The metric whose values, deviations or intervals a column has; None for any other column."""
     for end in ("", "_std", "_low", "_high"):
         if name.endswith(end) and (found := METRICS.get(name.removesuffix(end))):
             return found

@@ -24,8 +24,8 @@ def main(
         try:
             pack(open_store(src), open_store(dst, create=True), shard_mb, skip_bad, console)
         except KeyboardInterrupt:
-            again = shlex.join(["python", "-m", "orchestrator.pack", *sys.argv[1:]])
-            console.out(f"interrupted; to go on from here: {again}")
+            command = shlex.join(["python", "-m", "orchestrator.pack", *sys.argv[1:]])
+            console.out(f"interrupted; to go on from here: {command}")
             raise SystemExit(INTERRUPTED) from None
 
 

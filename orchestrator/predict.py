@@ -1,4 +1,4 @@
-"""Predict: what a trained model says of images. `python -m orchestrator.predict RUN_OR_MODEL IMAGES...`"""
+"""Predict: how a trained model classifies images. `python -m orchestrator.predict RUN_OR_MODEL IMAGES...`"""
 
 import sys
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Report: `python -m orchestrator.report RUN` writes report.html into the run folder anew."""
+"""Report: `python -m orchestrator.report RUN` writes report.html into the run folder again."""
 
 from typing import Annotated
 

@@ -1,8 +1,8 @@
 """Scratch: temporary folders that do not outlive their process for long, however it ends.
 
-$TMPDIR/batch-orchestrator-<32 hex digits>/  with a file of the same name in it, the mark, and files/ for whoever asked.
-Whoever made it holds a lock on the folder from before the mark is there. What is marked and not locked is left over;
-nothing else is ever removed, whatever it is called.
+Each is $TMPDIR/batch-orchestrator-<32 hex digits>/, with a file of the same name in it, the mark, and files/ for the
+caller. Its process locks the folder before it makes the mark, and until it ends. So a folder that has the mark but no
+lock is left over. Nothing else is ever removed, whatever its name.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _PREFIX = "batch-orchestrator-"
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """A temporary folder, gone at the end, or soon after it."""
+    """A temporary folder. It is removed at the end, or by a later sweep if the process is killed."""
     folder = Path(tempfile.gettempdir(), f"{_PREFIX}{secrets.token_hex(16)}")
     folder.mkdir(0o700)
     with _opened(folder) as fd:
@@ -45,7 +45,7 @@ def sweep() -> None:
 
 
 def _remove(folder: Path, fd: int) -> None:
-    """The mark goes last: what a killed process has half removed is still known."""
+    """The mark is removed last, so that a folder that was only half removed is still recognised."""
     shutil.rmtree("files", ignore_errors=True, dir_fd=fd)
     if os.listdir(fd) == [folder.name]:
         os.unlink(folder.name, dir_fd=fd)

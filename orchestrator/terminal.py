@@ -9,7 +9,7 @@ from rich.console import Console
 
 
 def make_console(stderr: bool = False) -> Console:
-    """A terminal's own width; wide and without colours where output goes to a file or a job log."""
+    """As wide as the terminal; 200 columns and no colours if the output goes to a file or a job log."""
     stream = sys.stderr if stderr else sys.stdout
     if stream.isatty():
         return Console(file=stream, highlight=False, markup=False)
@@ -18,7 +18,7 @@ def make_console(stderr: bool = False) -> Console:
 
 @contextlib.contextmanager
 def without_stderr() -> Iterator[None]:
-    """What TensorFlow's libraries say as they are loaded, of processors and drivers, obeys no setting."""
+    """Discard stderr: no setting silences what TensorFlow's libraries print about processors and drivers on loading."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     kept = os.dup(2)

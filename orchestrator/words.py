@@ -1,4 +1,4 @@
-"""Words: how names, counts and times read in every message, table and page. Pure."""
+"""Words: how names, counts and times are written in every message, table and page. Pure."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def label(values: Mapping[str, Any], seed: int) -> str:
-    """`batch_size=5 dropout=0.5`: what tells one trial from another. The seed is named unless it is 0."""
+    """`batch_size=5 dropout=0.5`: the values that identify a trial. The seed is named unless it is 0."""
     parts = [
         f"{name}={'x'.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in values.items()
     ]
@@ -32,11 +32,11 @@ def now() -> str:
 
 
 def printable(text: str) -> str:
-    """Without line breaks and what else moves a terminal's cursor or changes its colours."""
+    """The text without line breaks and other characters that control a terminal."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
 
 
 def last_line(error: BaseException) -> str:
-    """What went wrong in at most 500 characters: the error's kind, and the last line of what may be a page."""
+    """An error in at most 500 characters: its type and the last line of its message, which may be a page long."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"[:500]

@@ -97,7 +97,7 @@ def head(
 
 @contextlib.contextmanager
 def node(server: Head, folder: Path, env: dict[str, str], cpus: int = 1, within: Sequence[str] = ()) -> Iterator[int]:
-    """Start a node and wait until it has joined the head; gives its process id, that of its group too, and ends it.
+    """Start a node, wait until it has joined the head, yield its process id, which is also its group's, and end it.
 
     within: words before the command, such as those that lead into a network namespace; the last is then its address.
     """

@@ -33,20 +33,20 @@ BROWSER = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Who names no test gets those that one waits for; whatever is named is run."""
+    """Without arguments, only the quick tests run; tests that are named always run."""
     if config.args_source is not config.ArgsSource.ARGS and not config.option.markexpr:
         config.option.markexpr = QUICK
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """What will not run is not imported either."""
+    """Tests that will not run are not imported either."""
     in_a_folder = collection_path.is_dir() and collection_path.parent == TESTS
     return True if in_a_folder and config.option.markexpr == QUICK else None
 
 
 @pytest.hookimpl(tryfirst=True)  # before those that are marked are chosen
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The folders of tests are slow."""
+    """Tests in the folders below this one are slow."""
     for item in items:
         if item.path.parent != TESTS:
             item.add_marker("slow")
@@ -126,7 +126,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Open a page; at the end of the test nothing has been said on its console and nothing asked of the network."""
+    """Open a page; after the test, its console must be empty, and it must have made no request to the network."""
     heard: list[str] = []
     contexts = []
 

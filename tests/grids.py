@@ -1,4 +1,4 @@
-"""The grid command as a user starts it, away from any checkout, and what it leaves in the run folder."""
+"""The grid command as a user starts it, outside any checkout, and what it leaves in the run folder."""
 
 import json
 import subprocess

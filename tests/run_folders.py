@@ -27,7 +27,7 @@ NASTY = f"</script><!--<script>{HOSTILE}\u2028${{1}}{{{{data}}}}%{{x}}&lt;"  # w
 def write_run(uri: str, grid: dict[str, list], seeds: tuple[int, ...] = (0,), epochs: int = 12, fail: int = 0) -> Run:
     """A run whose accuracy grows with the batch size and falls with dropout; it overfits from two thirds on.
 
-    Axes that are no settings are arguments of a model. fail: so many of the last trials fail, with a hostile error.
+    Axes that are not settings are arguments of the model. fail: how many of the last trials fail, with a hostile error.
     """
     spec = load_spec(
         yaml.safe_dump(

@@ -61,7 +61,7 @@ def test_more_images_never_take_less_time(training, validation, more_training, m
     ],
 )
 def test_a_step_lies_on_the_line_between_what_was_measured(batch_size, step_s):
-    """On images of 64 x 64 an epoch is so many steps."""
+    """On images of 64 x 64, an epoch takes the time of its steps."""
     took_s = epoch_s(resolve(SPEC, {"batch_size": batch_size}), Counts(batch_size * 7, 1), MEASURED)
     assert took_s == pytest.approx(7 * step_s)
 

@@ -44,7 +44,7 @@ def shrunk(spec: Path, folder: Path) -> Path:
 
 
 def test_every_spec_is_known() -> None:
-    """A new one is to be planned and trained here too."""
+    """A new spec must be planned and trained here too."""
     assert set(JOBS) == set(POINTS)
 
 

@@ -123,7 +123,7 @@ def test_a_room_imports_its_own_wing_and_those_below(room: str) -> None:
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
-    """Take away what imports nothing that is left, again and again: nothing must stay."""
+    """Files that import no remaining file are removed, again and again: none may be left."""
     left = {room: own(room) & set(ROOMS) for room in ROOMS}
     while free := {room for room, needs in left.items() if not needs & left.keys()}:
         left = {room: needs for room, needs in left.items() if room not in free}

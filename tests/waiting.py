@@ -1,4 +1,4 @@
-"""Waiting for what tells nobody when it is there: asked again and again, for a bounded time."""
+"""Waiting for conditions that nobody announces: they are checked again and again, for a limited time."""
 
 import threading
 import time
@@ -10,12 +10,12 @@ WAIT_S = 240.0
 
 
 def pause(seconds: float) -> None:
-    """Let time pass where time itself is what is wanted: a random moment, a lease that grows stale."""
+    """Let time pass when a test needs just that: a random moment, a lease that becomes stale."""
     threading.Event().wait(seconds)
 
 
 def eventually(what: Callable[[], Found], wait_s: float = WAIT_S) -> Found:
-    """What the function gives, once that is true. Raises AssertionError where it does not come true in time."""
+    """The value of the function, once it is true. Raises AssertionError if it is not true in time."""
     deadline = time.monotonic() + wait_s
     while not (found := what()):
         assert time.monotonic() < deadline, f"did not come true within {wait_s:.0f} s"

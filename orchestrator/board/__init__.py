@@ -1,1 +1,1 @@
-"""What a run's results say: table, views, estimates, effects, verdict. Pure."""
+"""What the results of a run mean: table, views, estimates, effects, verdict. Pure."""

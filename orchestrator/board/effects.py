@@ -10,12 +10,12 @@ import numpy as np
 
 from orchestrator.board.estimates import Configuration
 
-_MOST_LEVELS = 200  # of an axis, in a grid with holes
+_MOST_LEVELS = 200  # in a grid with holes, axes of more values are left out
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What one value of an axis does. mean: over the other axes. std: of the configurations there; None for one."""
+    """The metric at one value of an axis. mean: over the other axes. std: of its configurations; None for one."""
 
     value: Any
     mean: float
@@ -37,11 +37,10 @@ class Effects:
     """The axes, the one that matters most first.
 
     Attributes:
-        pairs: Pair of axes -> share of what the two do only together; empty unless exact.
+        pairs: Pair of axes -> share that belongs to the two only together; empty unless exact.
         rest: Share that no axis explains by itself: pairs, higher interactions, and chance.
-        exact: The configurations are a full grid, so that this is its functional analysis of variance. Otherwise the
-            means are those of the additive model of least squares, and each share is its part's covariance with the
-            metric.
+        exact: The configurations are a full grid, and this is its functional analysis of variance. Otherwise, the means
+            come from an additive least-squares model, and a share is the covariance of the axis' part with the metric.
     """
 
     axes: tuple[Effect, ...]
@@ -53,12 +52,12 @@ class Effects:
 def main_effects(ranked: Sequence[Configuration], axes: Sequence[str]) -> Effects | None:
     """What each axis does to the mean over the seeds; None where no axis has two values.
 
-    Where the configurations are no full grid, axes of more than 200 values are left out.
+    If the configurations are not a full grid, axes of more than 200 values are left out.
     """
     levels = {axis: _ordered([each.values[axis] for each in ranked]) for axis in axes}
     varied = [axis for axis in axes if len(levels[axis]) > 1]
     exact = len(ranked) == math.prod(len(levels[axis]) for axis in varied)
-    if not exact:  # with holes in the grid, so many values say nothing one by one
+    if not exact:  # with holes in the grid, a single value of so many means nothing
         varied = [axis for axis in varied if len(levels[axis]) <= _MOST_LEVELS]
     if not varied:
         return None
@@ -67,14 +66,14 @@ def main_effects(ranked: Sequence[Configuration], axes: Sequence[str]) -> Effect
     codes = {axis: np.array([numbers[axis][each.values[axis]] for each in ranked]) for axis in varied}
     centred = score - score.mean()
     total = float(centred @ centred)
-    found, share = [], {}
+    axis_effects, share = [], {}
     for axis, part in zip(varied, _additive([codes[axis] for axis in varied], centred, exact), strict=True):
         code = codes[axis]
         part -= part[code].mean()
         share[axis] = _share(float(part[code] @ centred), total)
         count = np.bincount(code)
-        apart = np.bincount(code, (score - (np.bincount(code, score) / count)[code]) ** 2)
-        found.append(
+        squares = np.bincount(code, (score - (np.bincount(code, score) / count)[code]) ** 2)
+        axis_effects.append(
             Effect(
                 axis,
                 share[axis],
@@ -82,7 +81,7 @@ def main_effects(ranked: Sequence[Configuration], axes: Sequence[str]) -> Effect
                     Level(
                         value,
                         float(score.mean() + part[i]),
-                        float((apart[i] / (count[i] - 1)) ** 0.5) if count[i] > 1 else None,
+                        float((squares[i] / (count[i] - 1)) ** 0.5) if count[i] > 1 else None,
                         int(count[i]),
                     )
                     for i, value in enumerate(levels[axis])
@@ -94,20 +93,21 @@ def main_effects(ranked: Sequence[Configuration], axes: Sequence[str]) -> Effect
         both = codes[a] * len(levels[b]) + codes[b]
         means = np.bincount(both, centred) / np.bincount(both)
         pairs[a, b] = max(0.0, _share(float(means[both] @ centred), total) - share[a] - share[b])
-    found.sort(key=lambda effect: -effect.share)
-    return Effects(tuple(found), pairs, max(0.0, 1.0 - sum(share.values())) if total else 0.0, exact)
+    axis_effects.sort(key=lambda effect: -effect.share)
+    return Effects(tuple(axis_effects), pairs, max(0.0, 1.0 - sum(share.values())) if total else 0.0, exact)
 
 
 def _additive(codes: Sequence[np.ndarray], centred: np.ndarray, exact: bool) -> list[np.ndarray]:
-    """What every value adds, by least squares. codes: of each axis, every configuration's value as a number.
+    """For each axis, what each of its values adds to the score, by least squares.
 
-    On a full grid these are the marginal means, and their covariances with the score the exact shares.
+    codes: for each axis, the values of all configurations, as numbers. On a full grid the result is the marginal means,
+    and their covariances with the score are the exact shares.
     """
     if exact:
         return [np.bincount(code, centred) / np.bincount(code) for code in codes]
     ends = np.cumsum([code.max() + 1 for code in codes])
     columns = [code + end - (code.max() + 1) for code, end in zip(codes, ends, strict=True)]
-    together = np.zeros((ends[-1], ends[-1]))  # how often two values stand in one configuration
+    together = np.zeros((ends[-1], ends[-1]))  # how often two values occur in one configuration
     for a, b in product(columns, columns):
         np.add.at(together, (a, b), 1.0)
     sums = np.concatenate([np.bincount(code, centred) for code in codes])
@@ -119,13 +119,13 @@ def _share(part: float, total: float) -> float:
 
 
 def _ordered(values: Sequence[Any]) -> list[Any]:
-    """Each value once: numbers ascending, anything else as it first comes."""
+    """Each value once: numbers ascending, anything else in the order of its first appearance."""
     once = list(dict.fromkeys(values))
     return sorted(once) if all(isinstance(value, int | float) for value in once) else once
 
 
 def describe_effects(found: Effects) -> str:
-    """How to read the shares: what is left, and whether they are exact."""
+    """A sentence on the shares: what no axis explains, and whether they are exact."""
     pair, share = max(found.pairs.items(), key=lambda each: each[1], default=((), 0.0))
     together = f", most of it to {' with '.join(pair)} ({share:.0%})" if share >= 0.005 else ""
     how = (

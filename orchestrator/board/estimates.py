@@ -1,8 +1,8 @@
-"""Estimates: seeds -> means, intervals and paired differences. Pure: rows in, values out.
+"""Estimates: seeds -> means, intervals and paired differences. Pure.
 
 Points that differ only in their seed are one configuration. Intervals are 95% intervals of Student's t. Two
-configurations are compared on the seeds that both were trained with, each pair for itself: nothing is corrected for how
-many are compared.
+configurations are compared on the seeds that both were trained with. Each pair is compared on its own: there is no
+correction for the number of comparisons.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.metrics import METRICS
 from orchestrator.words import label
 
-_SIGN_TEST = 6  # so many equal differences have a chance of 2^-5 in a fair game, under 5%
+_SIGN_TEST = 6  # by chance, six differences have one sign with a probability of 2^-5, under 5%
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Estimate:
 
     Attributes:
         std: Their standard deviation, with count - 1; None for a single value.
-        half_width: Half of the mean's 95% interval; None for a single value.
+        half_width: Half the width of the mean's 95% interval; None for a single value.
     """
 
     mean: float
@@ -33,11 +33,11 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """One combination of axis values, its points folded over the seeds; only points that are ok count.
+    """One combination of axis values, with its points of all seeds; only points that are ok count.
 
     Attributes:
         scores: Seed -> the metric.
-        trial_ids: Those of its points.
+        trial_ids: The trials of its points.
         epochs: The most epochs that any of its points trained for.
         train_s: Mean worker time of one point, in seconds; None where the board holds none.
     """
@@ -65,8 +65,8 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def t_quantile(freedom: int) -> float:
-    """Within so many standard errors lies 95% of Student's t; `freedom`: its degrees, at least 1."""
-    low, high = 0.0, math.pi / 2  # of the angle whose tangent is t / sqrt(freedom): its distribution is a finite sum
+    """The t for which 95% of Student's t lies within -t and t. freedom: degrees of freedom, at least 1."""
+    low, high = 0.0, math.pi / 2  # bounds of atan(t / sqrt(freedom)), by which the distribution is a finite sum
     while high - low > 1e-15:
         middle = (low + high) / 2
         low, high = (middle, high) if _t_within(middle, freedom) < 0.95 else (low, middle)
@@ -84,7 +84,7 @@ def _t_within(angle: float, freedom: int) -> float:
 
 
 def configurations(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metric: str) -> tuple[Configuration, ...]:
-    """Fold the board's rows over the seeds: those with most seeds first, and among them the best mean."""
+    """Fold the board's rows over the seeds: most seeds first, and for as many seeds the best mean first."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["status"] == "ok" and row[metric] is not None:
@@ -107,17 +107,17 @@ def configurations(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metri
 
 
 def lead(a: Configuration, b: Configuration, metric: str) -> Estimate | None:
-    """How far `a` is ahead of `b` on the seeds of both, positive when better; None with fewer than two such seeds."""
+    """How far `a` is ahead of `b` on the seeds that both have; positive if `a` is better, None for fewer than two."""
     sign = METRICS[metric].sign
     seeds = a.scores.keys() & b.scores.keys()
     return estimate([sign * (a.scores[seed] - b.scores[seed]) for seed in sorted(seeds)]) if len(seeds) > 1 else None
 
 
 def is_apart(difference: Estimate) -> bool:
-    """Whether being ahead is more than chance: the interval lies above 0.
+    """Whether a lead is more than chance: its interval lies above 0.
 
-    Differences that are all equal have an interval without width, however few they are (accuracies move in steps of one
-    image): then the sign test decides, which needs six.
+    If all differences are equal, their interval has no width, however few they are (accuracy moves in steps of one
+    image). Then the sign test decides, which needs six.
     """
     if difference.std is None or difference.half_width is None:
         return False
@@ -127,5 +127,5 @@ def is_apart(difference: Estimate) -> bool:
 
 
 def spread(value: Estimate) -> str:
-    """`0.9125 ± 0.0100`, or the mean alone where one value has no interval."""
+    """`0.9125 ± 0.0100`, or the mean alone for a single value, which has no interval."""
     return f"{value.mean:.4f}" + ("" if value.half_width is None else f" ± {value.half_width:.4f}")

@@ -1,4 +1,4 @@
-"""Table: plan and results -> the ranked table of points, and the history. Pure: values in, tables out."""
+"""Table: plan and results -> the ranked table of points, and the history. Pure."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ def build_board(
 ) -> pa.Table:
     """One row per point: those that are ok, best `metric` first, then failed, running and pending ones.
 
-    results: trial id -> result, ok or failed. running: trial ids at work now. resources: what a node costs.
+    results: trial id -> result, ok or failed. running: ids of running trials. resources: what a node costs.
     """
     rows = [
         _row(point, results.get(point.trial_id), point.trial_id in running, stopping, resources or Resources())
@@ -60,7 +60,7 @@ def ranked(rows: list[dict[str, Any]], axes: Sequence[str], metric: str) -> pa.T
     order = {"ok": 0, "failed": 1, "running": 2, "pending": 3}
 
     def place(row: dict[str, Any]) -> tuple[int, bool, float, int]:
-        """Of equals, the one that took fewer epochs is first; as result.merit has it."""
+        """Of equals, the one that took fewer epochs comes first, as in result.merit."""
         value = row.get(metric)
         return order[row["status"]], value is None, -sign * (value or 0.0), row.get("epochs_trained") or 0
 
@@ -145,7 +145,7 @@ def _type(values: Sequence[Any]) -> pa.DataType:
 
 
 def facts(board: pa.Table) -> dict[str, Any]:
-    """What the table says of itself: schema_version, axes, metric; told from its columns if another tool wrote it."""
+    """schema_version, axes and metric: from the metadata, or from the columns if another tool wrote the table."""
     if text := (board.schema.metadata or {}).get(b"orchestrator"):
         return json.loads(text)
     axes = [name for name in board.column_names if name not in COLUMNS]

@@ -16,7 +16,7 @@ class Overfitting:
     """Validation got worse while training got better.
 
     Attributes:
-        epoch: The first after the lowest val_loss.
+        epoch: The first one after the lowest val_loss.
         lowest, last: val_loss then, and at the end.
     """
 
@@ -32,10 +32,10 @@ class Verdict:
     Attributes:
         runner_up: The next with as many seeds; None where there is none.
         lead: How far the best is ahead of it on the same seeds; None with fewer than two such seeds.
-        ties: The others that cannot be told from the best, the next first where it is one.
-        cheapest: The one of them that took the least time to train; None where the best itself did.
-        curve: The best one's epochs, mean over the seeds.
-        left_out: How many configurations have fewer seeds than the best, and so are compared with nothing.
+        ties: The others whose distance from the best may be chance, in the order of their ranks.
+        cheapest: The tied one that took the least time to train; None if none took less than the best.
+        curve: The epochs of the best, averaged over its seeds.
+        left_out: How many configurations have fewer seeds than the best, and so are not compared.
     """
 
     metric: str
@@ -52,13 +52,13 @@ class Verdict:
 def judge(
     ranked: Sequence[Configuration], metric: str, history: Mapping[str, Sequence[Mapping[str, float]]]
 ) -> Verdict | None:
-    """The verdict over configurations in their order; None where there are none. history: trial id -> its epochs."""
+    """The verdict on ranked configurations; None if there are none. history: trial id -> its epochs."""
     if not ranked:
         return None
     best = ranked[0]
     others = [each for each in ranked[1:] if each.score.count == best.score.count]
     leads = [(other, lead(best, other, metric)) for other in others]
-    ties = [other for other, ahead in leads if ahead and not is_apart(ahead)]
+    ties = [other for other, difference in leads if difference and not is_apart(difference)]
     priced = [each for each in (best, *ties) if each.train_s is not None]
     cheapest = min(priced, key=lambda each: each.train_s or 0.0) if priced else best
     curve = mean_curve([history.get(trial_id, ())[: best.epochs] for trial_id in best.trial_ids])
@@ -76,7 +76,7 @@ def judge(
 
 
 def mean_curve(curves: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
-    """The mean of several trials' epochs, as long as the shortest that has any."""
+    """The epochs of several trials, averaged; as long as the shortest of them that has any."""
     curves = [curve for curve in curves if curve]
     names = [name for name in recorded() if all(epoch.get(name) is not None for curve in curves for epoch in curve)]
     return [
@@ -86,10 +86,10 @@ def mean_curve(curves: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str
 
 
 def overfitting(curve: Sequence[Mapping[str, float]]) -> Overfitting | None:
-    """Where val_loss turned for good although loss went on falling; None where it did not.
+    """Where val_loss began to rise for good although loss went on falling; None if it did not.
 
-    At least two epochs must follow the lowest val_loss, and half of them lie above it by more than the curve's usual
-    step (the median change from one epoch to the next): less is how a curve wobbles.
+    At least two epochs must follow the lowest val_loss, and half of them must lie above it by more than the curve's
+    usual step (the median change from one epoch to the next). A smaller rise is noise.
     """
     losses = [epoch["val_loss"] for epoch in curve]
     if len(losses) < 3:
@@ -158,7 +158,7 @@ def _say_curve(verdict: Verdict) -> list[str]:
 
 
 def _say_gap(last: Mapping[str, float], metric: Metric) -> str:
-    """The metric for training and validation images after the last epoch; accuracy, where it is known for one alone."""
+    """The metric for training and validation images after the last epoch; accuracy, if it is known only for one."""
     if metric.training_twin not in last:
         metric = METRICS["val_accuracy"]
     training = metric.training_twin or metric.name

@@ -1,6 +1,6 @@
-"""Views: what can be read from a board, each a table again. Pure.
+"""Views: tables made from a board. Pure.
 
-Points chosen (`where`), seeds folded (`by_config`), several runs as one (`compare`), what each axis does (`effects`).
+Some points (`where`), seeds folded (`by_config`), several runs as one (`compare`), what each axis does (`effects`).
 """
 
 import re
@@ -21,7 +21,7 @@ from orchestrator.spec.axes import axis_path, canonical
 
 
 def sort_board(board: pa.Table, column: str) -> pa.Table:
-    """Order by one column: what is better when higher from the highest, the rest from the lowest; empty ones last."""
+    """Order by one column: from the highest if higher is better, otherwise from the lowest; empty cells last."""
     if column not in board.column_names:
         raise BadInput(f"--sort must be a column of the leaderboard ({', '.join(board.column_names)}), got {column}")
     metric = METRICS.get(column)
@@ -43,9 +43,10 @@ _SIGNS = {
 
 
 def where(board: pa.Table, conditions: Sequence[str]) -> pa.Table:
-    """The rows that fulfil every condition, such as `dropout=0.5` or `val_accuracy>=0.9`; an empty cell `!=` alone.
+    """The rows that fulfil every condition, such as `dropout=0.5` or `val_accuracy>=0.9`.
 
-    Raises BadInput for a condition that is none, an unknown column, or a value that the column cannot hold.
+    An empty cell fulfils only `!=`. Raises BadInput for a text that is not a condition, an unknown column, or a value
+    that the column cannot hold.
     """
     for condition in conditions:
         if not (found := _CONDITION.fullmatch(condition)):
@@ -76,13 +77,13 @@ def _value(text: str, kind: pa.DataType, name: str) -> pa.Scalar:
 
 
 def curves(history: pa.Table, trial_ids: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Trial id -> its epochs, ascending; of these trials alone, if they are given."""
+    """Trial id -> its epochs, ascending; only of these trials, if they are given."""
     if trial_ids is not None:
         history = history.filter(pc.is_in(history["trial_id"], pa.array(trial_ids, pa.string())))
-    found: dict[str, list[dict[str, Any]]] = {}
+    epochs_by_trial: dict[str, list[dict[str, Any]]] = {}
     for epoch in history.sort_by("epoch").to_pylist():
-        found.setdefault(epoch["trial_id"], []).append(epoch)
-    return found
+        epochs_by_trial.setdefault(epoch["trial_id"], []).append(epoch)
+    return epochs_by_trial
 
 
 def fold(board: pa.Table) -> tuple[Configuration, ...]:
@@ -92,7 +93,7 @@ def fold(board: pa.Table) -> tuple[Configuration, ...]:
 
 
 def verdict(board: pa.Table, history: pa.Table) -> Verdict | None:
-    """Who is best, and how sure that is; None where no point is ok."""
+    """The verdict on a board: which is best, and how sure that is; None if no point is ok."""
     folded = fold(board)
     best = folded[0].trial_ids if folded else ()
     return judge(folded, facts(board)["metric"], curves(history, best))
@@ -101,16 +102,16 @@ def verdict(board: pa.Table, history: pa.Table) -> Verdict | None:
 def by_config(board: pa.Table) -> pa.Table:
     """One row per configuration: mean of the metric over the seeds, standard deviation, and ends of its 95% interval.
 
-    verdict: best, ties (cannot be told from the best on the same seeds) or behind; empty where the seeds cannot tell.
+    verdict: best, ties (the distance from the best may be chance) or behind; empty if there are too few common seeds.
     """
     about = facts(board)
     axes, metric = about["axes"], about["metric"]
     folded = fold(board)
     rows = []
     for i, each in enumerate(folded):
-        ahead = lead(folded[0], each, metric) if each.score.count == folded[0].score.count else None
-        relation = None if ahead is None else "behind" if is_apart(ahead) else "ties"
-        half = each.score.half_width
+        difference = lead(folded[0], each, metric) if each.score.count == folded[0].score.count else None
+        relation = None if difference is None else "behind" if is_apart(difference) else "ties"
+        half_width = each.score.half_width
         rows.append(
             {
                 "rank": i + 1,
@@ -118,8 +119,8 @@ def by_config(board: pa.Table) -> pa.Table:
                 "seeds": each.score.count,
                 metric: each.score.mean,
                 f"{metric}_std": each.score.std,
-                f"{metric}_low": None if half is None else each.score.mean - half,
-                f"{metric}_high": None if half is None else each.score.mean + half,
+                f"{metric}_low": None if half_width is None else each.score.mean - half_width,
+                f"{metric}_high": None if half_width is None else each.score.mean + half_width,
                 "train_s": each.train_s,
                 "verdict": "best" if i == 0 else relation,
             }
@@ -136,10 +137,10 @@ def by_config(board: pa.Table) -> pa.Table:
 
 
 def effects(board: pa.Table) -> tuple[pa.Table, str]:
-    """One row per axis and value, the axis that matters most first; and a sentence on what the axes leave unexplained.
+    """One row per axis and value, the axis that matters most first; and a sentence on what no axis explains.
 
     share: the axis' part of the variance between configurations. The metric: its mean over the other axes; _std: of the
-    configurations at that value. Raises BadInput where no axis has two values that are ok.
+    configurations at that value. Raises BadInput if no axis has two values with points that are ok.
     """
     about = facts(board)
     metric = about["metric"]
@@ -177,7 +178,7 @@ def compare(names: Sequence[str], boards: Sequence[pa.Table], shared: Sequence[M
     rows, settings = [], []
     for run, board, common in zip(names, boards, shared, strict=True):
         axes = [name for name in facts(board)["axes"] if name in board.column_names]
-        trained = pc.max(board["epochs_trained"]).as_py()  # the epochs of a run that has no such axis
+        trained = pc.max(board["epochs_trained"]).as_py()  # stands for the epochs of a run that has no such axis
         for row in board.to_pylist():
             settings.append({"train.epochs": trained, **common, **{axis_path(name): row[name] for name in axes}})
             rows.append({name: row[name] for name in COLUMNS} | {"run": run})

@@ -65,7 +65,7 @@ _CAUSES = {  # a part of Ray's text about a death -> what people are told
 
 
 def silence() -> None:
-    """Ray prints each dead worker to stdout, amid this command's lines or JSON; its loggers repeat it.
+    """Ray prints each dead worker to stdout, between this command's lines or JSON; its loggers repeat it.
 
     Replaces ray._private.worker.print_to_stdstream. Test: test_a_trial_that_kills_its_workers_fails_alone.
     """

@@ -20,18 +20,18 @@ from orchestrator.errors import BadInput
 from orchestrator.spec.sections import Data, is_streamed
 from orchestrator.store import Store
 
-_FORMAT = 1  # a new number where the same image would decode to other pixels
-_HALF, _DAMAGED = ".half", ".damaged"
-_NAME = re.compile(rf"[0-9a-f]{{32}}(-checked)?({_HALF}|{_DAMAGED})?")
-_FILES = ("images.u8", "meta.json")  # they go in this order: what is half removed still has what tells whose it is
+_FORMAT = 1  # raise it whenever the same image would decode to other pixels
+_UNFINISHED, _DAMAGED = ".half", ".damaged"
+_NAME = re.compile(rf"[0-9a-f]{{32}}(-checked)?({_UNFINISHED}|{_DAMAGED})?")
+_FILES = ("images.u8", "meta.json")  # removed in this order: meta.json shows that a half-removed cache is ours
 
 
 @dataclass(frozen=True)
 class Cache:
-    """What a node knows of an index.
+    """The decoded images of an index on this node.
 
     Attributes:
-        images: (images, height, width, 3) uint8, on the page cache; None where they are too many to be kept.
+        images: (images, height, width, 3) uint8, mapped from the disk; None if there are too many to keep.
         bad: Row of the index -> why the image cannot be read.
     """
 
@@ -47,9 +47,9 @@ def cache_folder() -> Path:
 def open_cache(index: Index, store: Store, data: Data, say: Callable[[str], None] = print) -> Cache:
     """Open this node's cache of the index, building it first if there is none or it is damaged.
 
-    One process builds while the others wait. A data set that is_streamed is read once all the same, to know its bad
-    images, and only these are kept. say: called with a line that a person should read.
-    Raises BadInput where the disk is too small, StoreError where a read fails.
+    One process builds while the others wait. A data set that is streamed (see `is_streamed`) is also read once, but
+    only the list of its bad images is kept. say: called with a line that a person should read.
+    Raises BadInput if the disk is too small, StoreError if a read fails.
     """
     identity = f"{_FORMAT} {store.uri} {index.digest} {data.image_size} {data.resize}"
     streamed = is_streamed(data, len(index))
@@ -57,7 +57,7 @@ def open_cache(index: Index, store: Store, data: Data, say: Callable[[str], None
     folder = cache_folder() / name
     shape = None if streamed else (len(index), *data.image_size, 3)
     try:
-        cache = _open(folder, shape)  # without the lock: whole or not, it is read alike by all at once
+        cache = _open(folder, shape)  # without the lock, so that all processes can check it at once
         if cache is None:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_suffix(".lock")):
@@ -79,7 +79,7 @@ def open_cache(index: Index, store: Store, data: Data, say: Callable[[str], None
 
 
 def _open(folder: Path, shape: tuple[int, ...] | None) -> Cache | None:
-    """None where there is no cache, or one that is not whole. Marks it as used."""
+    """Open a cache and mark it as used. None if there is none, or it is damaged."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
         bad = {int(row): str(reason) for row, reason in meta["bad"].items()}
@@ -91,7 +91,7 @@ def _open(folder: Path, shape: tuple[int, ...] | None) -> Cache | None:
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    with contextlib.suppress(OSError):  # a cache that may only be read is never in the way
+    with contextlib.suppress(OSError):  # a read-only cache is used all the same
         os.utime(folder / "meta.json")
     return Cache(images, bad)
 
@@ -99,8 +99,8 @@ def _open(folder: Path, shape: tuple[int, ...] | None) -> Cache | None:
 def _build(
     folder: Path, shape: tuple[int, ...] | None, index: Index, store: Store, data: Data, say: Callable[[str], None]
 ) -> None:
-    half, damaged = folder.with_suffix(_HALF), folder.with_suffix(_DAMAGED)
-    _remove(half)
+    unfinished, damaged = folder.with_suffix(_UNFINISHED), folder.with_suffix(_DAMAGED)
+    _remove(unfinished)
     if folder.exists():
         _remove(damaged)
         os.replace(folder, damaged)
@@ -108,50 +108,50 @@ def _build(
     if shape is not None:
         _make_room(folder.parent, int(np.prod(shape, dtype=np.int64)), data.cache_limit_gb)
     try:
-        _fill(half, shape, index, store, data)
+        _fill(unfinished, shape, index, store, data)
     except BaseException:
-        _remove(half)  # on a full disk, its place is needed
+        _remove(unfinished)  # a full disk needs its space
         raise
-    os.replace(half, folder)
+    os.replace(unfinished, folder)
 
 
-def _fill(half: Path, shape: tuple[int, ...] | None, index: Index, store: Store, data: Data) -> None:
+def _fill(unfinished: Path, shape: tuple[int, ...] | None, index: Index, store: Store, data: Data) -> None:
     from orchestrator.data import stream  # here, so that only a worker loads TensorFlow
 
-    half.mkdir()
-    images = None if shape is None else _new_array(half / "images.u8", shape)
+    unfinished.mkdir()
+    images = None if shape is None else _new_array(unfinished / "images.u8", shape)
     bad: dict[int, str] = {}
     encoded = stream.Encoded(index, store)
     threads = 2 * (os.cpu_count() or 1)  # some of them wait for the network
-    found = stream.decoded(encoded, len(index), data.image_size, data.resize, threads)
-    for rows, what in found:
-        if isinstance(what, str):
-            bad[int(rows)] = what
+    chunks = stream.decoded(encoded, len(index), data.image_size, data.resize, threads)
+    for rows, content in chunks:
+        if isinstance(content, str):
+            bad[int(rows)] = content
         elif images is not None:
-            images[rows] = what
-    # not flushed to the disk: the checksum tells, should the machine die before it is
+            images[rows] = content
+    # no flush to the disk: if the machine dies before the data is there, the checksum shows it
     crc32 = None if images is None else zlib.crc32(images.data)
-    (half / "meta.json").write_text(json.dumps({"crc32": crc32, "bad": bad}))
+    (unfinished / "meta.json").write_text(json.dumps({"crc32": crc32, "bad": bad}))
 
 
 def _make_room(parent: Path, size_bytes: int, limit_gb: float) -> None:
-    """Where all caches together would be more than limit_gb, those go that were unused for longest. Raises BadInput.
+    """Delete the least recently used caches until all of them fit into limit_gb. Raises BadInput if the disk is full.
 
-    Damaged ones go first, on a full disk too; what killed builders left half-made goes in any case. What else lies in
-    the folder is none of ours: it neither goes nor counts.
+    size_bytes: of the cache to be built. Damaged caches go first, and also if only the disk is full. Unfinished ones
+    that killed processes left always go. Anything else in the folder is not ours: it is neither deleted nor counted.
     """
     ours = [folder for folder in parent.iterdir() if _is_ours(folder)]
-    for half in (folder for folder in ours if folder.suffix == _HALF):
-        with contextlib.suppress(Timeout, OSError), FileLock(half.with_suffix(".lock"), timeout=0):
-            _remove(half)
-    found = [folder for folder in ours if folder.suffix != _HALF]
-    caches = sorted((folder.suffix != _DAMAGED, _used_at(folder), folder) for folder in found)
-    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in found}
+    for unfinished in (folder for folder in ours if folder.suffix == _UNFINISHED):
+        with contextlib.suppress(Timeout, OSError), FileLock(unfinished.with_suffix(".lock"), timeout=0):
+            _remove(unfinished)
+    finished = [folder for folder in ours if folder.suffix != _UNFINISHED]
+    caches = sorted((folder.suffix != _DAMAGED, _used_at(folder), folder) for folder in finished)
+    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in finished}
     for whole, _, folder in caches:
         fits = sum(sizes.values()) + size_bytes <= limit_gb * 1e9
         if fits and (whole or shutil.disk_usage(parent).free >= size_bytes):
             break
-        _remove(folder)  # a trial that reads it keeps its pages until it ends
+        _remove(folder)  # a trial that still reads it keeps its pages
         del sizes[folder]
     free_bytes = shutil.disk_usage(parent).free
     if size_bytes > free_bytes:
@@ -163,7 +163,7 @@ def _make_room(parent: Path, size_bytes: int, limit_gb: float) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether this package made the folder: its name, and all that it holds, say so."""
+    """Whether this package made the folder, judged by its name and everything in it."""
     try:
         if not _NAME.fullmatch(folder.name) or folder.is_symlink() or {*os.listdir(folder)} - {*_FILES}:
             return False
@@ -176,7 +176,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a cache, a half or a damaged one; nothing where it is not ours, or cannot be removed."""
+    """Remove a cache, unfinished and damaged ones too. Does nothing if it is not ours, or cannot be removed."""
     if _is_ours(folder):
         with contextlib.suppress(OSError):
             for name in _FILES:
@@ -195,6 +195,6 @@ def _new_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     size_bytes = int(np.prod(shape, dtype=np.int64))
     with open(path, "xb") as file:
         file.truncate(size_bytes)
-        if hasattr(os, "posix_fallocate"):  # a disk that fills up under a map would kill the process
+        if hasattr(os, "posix_fallocate"):  # else a disk that fills up later would kill the process
             os.posix_fallocate(file.fileno(), 0, size_bytes)
     return np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)

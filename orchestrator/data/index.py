@@ -18,7 +18,7 @@ from orchestrator.errors import BadInput
 from orchestrator.spec.sections import Data
 from orchestrator.store import Object, Store
 
-_SLICE = 10_000  # objects that stand as Python's at a time
+_SLICE = 10_000  # values that are Python objects at a time; the others stay in Arrow
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 WHOLE_OBJECT = -1
 _OBJECTS = pa.schema([("key", pa.string()), ("size", pa.int64()), ("version", pa.string())])
@@ -41,10 +41,10 @@ class Index:
     Attributes:
         table: One row per image. key: object in the store; row: row of a Parquet shard, or -1 for an object that is one
             image; path: name of the image, unique; size and version: of the object; label: position in `classes`.
-        validation: (images,) bool, the images that validate; the others train.
+        validation: (images,) bool, True for images that validate; the others train.
         classes: Class names, sorted.
         bad: Listed objects that cannot be images, as (key, reason); not in the table.
-        ignored: How many objects lie beside the class folders, or beside the shards.
+        ignored: How many objects are in no class folder, or, in a packed data set, are not shards.
     """
 
     table: pa.Table
@@ -83,7 +83,7 @@ class Index:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the classes and every image's key, size, version and label: the identity of the data."""
+        """SHA-256 over the classes and every column of the table: the identity of the data."""
         digest = hashlib.sha256(f"[{json.dumps(self.classes)}, [".encode())
         for number, column in enumerate(self.table.columns):
             digest.update(b", [" if number else b"[")
@@ -95,7 +95,7 @@ class Index:
 
 
 def build_index(store: Store, data: Data) -> Index:
-    """List `store` as <class>/<image> or Parquet shards. Raises BadInput where that does not make a data set."""
+    """List `store` as <class>/<image> or Parquet shards. Raises BadInput if that is not a usable data set."""
     objects = _list(store)
     is_shard = pc.ends_with(pc.utf8_lower(objects["key"]), ".parquet")
     shards = [Object(**shard) for shard in objects.filter(is_shard).to_pylist()]
@@ -145,12 +145,12 @@ def describe_bad(bad: list[tuple[str, str]] | tuple[tuple[str, str], ...]) -> st
 
 
 def _list(store: Store) -> pa.Table:
-    """Every object's key, size and version, in the order of their keys; few of them stand as Python's at a time."""
+    """Every object's key, size and version, sorted by key; only _SLICE of them are Python objects at a time."""
     listed, batches = store.list(), []
     while chunk := list(itertools.islice(listed, _SLICE)):
         columns = [[o.key for o in chunk], [o.size for o in chunk], [o.version for o in chunk]]
         batches.append(pa.record_batch(columns, schema=_OBJECTS))
-    return pa.Table.from_batches(batches, _OBJECTS).sort_by("key")  # as Arrow sorts texts: by their UTF-8 bytes
+    return pa.Table.from_batches(batches, _OBJECTS).sort_by("key")  # Arrow sorts by UTF-8 bytes
 
 
 def _index_folders(objects: pa.Table) -> tuple[pa.Table, tuple[str, ...], list[tuple[str, str]], int]:
@@ -169,13 +169,13 @@ def _index_folders(objects: pa.Table) -> tuple[pa.Table, tuple[str, ...], list[t
 
 
 def _labels(names: pa.ChunkedArray) -> tuple[pa.ChunkedArray, tuple[str, ...]]:
-    """Each image's position among the classes, and these, sorted."""
+    """Each image's position among the class names, and those names, sorted."""
     classes = sorted(pc.unique(names).to_pylist())
     return pc.index_in(names, value_set=pa.array(classes, pa.string())), tuple(classes)
 
 
 def _slices(column: pa.ChunkedArray) -> Iterator[list[Any]]:
-    """A column's values as Python's, not all at once."""
+    """A column's values as Python objects, _SLICE of them at a time."""
     for start in range(0, len(column), _SLICE):
         yield column.slice(start, _SLICE).to_pylist()
 
@@ -184,7 +184,7 @@ def _index_shards(store: Store, shards: list[Object]) -> tuple[pa.Table, tuple[s
     table = pa.concat_tables(_index_shard(store, shard) for shard in shards).combine_chunks()
     by_row = pc.binary_join_element_wise(table["key"], pc.utf8_lpad(table["row"].cast(pa.string()), 8, "0"), "#")
     paths = pc.if_else(pc.equal(pc.fill_null(table["path"], ""), ""), by_row, table["path"])
-    if pc.count_distinct(paths).as_py() < len(table):  # two shards may each hold "0.png": the shard makes it unique
+    if pc.count_distinct(paths).as_py() < len(table):  # two shards may each hold "0.png": use shard and row instead
         paths = by_row
     labels, classes = _labels(table["name"])
     columns = [table["key"], table["row"], paths, table["size"], table["version"], labels]
@@ -192,7 +192,7 @@ def _index_shards(store: Store, shards: list[Object]) -> tuple[pa.Table, tuple[s
 
 
 def _index_shard(store: Store, shard: Object) -> pa.Table:
-    """A shard's part of the table, with the names of classes in place of labels."""
+    """A shard's part of the table, with class names instead of labels."""
     pairs = list(_read_shard(store, shard))
     paths, names = [path for path, _ in pairs], [name for _, name in pairs]
     key, size, version = ([value] * len(pairs) for value in (shard.key, shard.size, shard.version))
@@ -201,7 +201,7 @@ def _index_shard(store: Store, shard: Object) -> pa.Table:
 
 
 def _read_shard(store: Store, shard: Object) -> Iterator[tuple[str | None, str]]:
-    """(path, class name) of each row. Raises BadInput."""
+    """(path, class name) of each row. Raises BadInput if a column is missing or holds something else."""
     with open_shard(store, shard) as parquet:
         schema = parquet.schema_arrow
         if not {"image", "label"} <= set(schema.names):
@@ -228,13 +228,13 @@ def _read_shard(store: Store, shard: Object) -> Iterator[tuple[str | None, str]]
 
 
 def _split(table: pa.Table, data: Data) -> np.ndarray:
-    """(images,) bool: who validates. See the spec's `split_by`."""
+    """(images,) bool, True for images that validate. See `split_by` in the spec."""
     if data.split_by == "hash":
         limit = int(data.validation_split * 2**64)
         paths = itertools.chain.from_iterable(_slices(table["path"]))
         draws = (int.from_bytes(hashlib.sha256(path.encode()).digest()[:8]) for path in paths)
         return np.fromiter((draw < limit for draw in draws), bool, len(table))
-    # as Keras walks: folder by folder, and a folder's own images before those of its sub-folders
+    # Keras' order: folder by folder, and a folder's own images before those of its subfolders
     parts = pc.extract_regex(table["path"], "(?s)^(?:(?P<folder>.*)/)?(?P<name>[^/]*)$")
     folders_and_names = pa.table([pc.struct_field(parts, [part]) for part in (0, 1)], ["folder", "name"])
     order = pc.sort_indices(folders_and_names, [("folder", "ascending"), ("name", "ascending")]).to_numpy()

@@ -1,8 +1,8 @@
 """Pack: images laid out <class>/<image> -> Parquet shards. `python -m orchestrator.pack SRC DST`.
 
-The shards follow Hugging Face's image-folder convention and hold the encoded images as they are. What goes where is
-decided from the listing alone (`lay_out`, pure), and a shard appears whole or not at all: so the same command again
-writes just the shards that are missing.
+The shards follow Hugging Face's image-folder convention and hold the encoded images as they are. Which image goes where
+depends on the listing alone (`lay_out`, pure), and a shard is written whole or not at all. So the same command again
+writes only the shards that are missing.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from orchestrator.words import plural
 
 INTERRUPTED = 130
 MB = 10**6
-ROW_GROUP_BYTES = 8 * 2**20  # one ranged read
+ROW_GROUP_BYTES = 8 * 2**20  # of encoded images, which one ranged request reads
 TAG = b"orchestrator.pack"
 
 
@@ -40,7 +40,7 @@ class Shard:
 
     Attributes:
         key: Its place in DST.
-        tag: Kept in its metadata; SHA-256 over all images, the shard size and its own number.
+        tag: SHA-256 over the index digest, the shard size and the shard's number; kept in its metadata.
         rows: Positions of its images in the index.
     """
 
@@ -50,7 +50,7 @@ class Shard:
 
 
 def cut(sizes: Sequence[int], limit: int) -> list[range]:
-    """Runs of neighbours, in order, each as long as fits into `limit` bytes; what is larger is a run alone. Pure."""
+    """Cut a sequence into runs, each as long as `limit` bytes allow; a larger item is a run of its own. Pure."""
     runs, start, run_bytes = [], 0, 0
     for i, size in enumerate(sizes):
         if i > start and run_bytes + size > limit:
@@ -61,7 +61,7 @@ def cut(sizes: Sequence[int], limit: int) -> list[range]:
 
 
 def lay_out(index: Index, shard_bytes: int) -> tuple[Shard, ...]:
-    """Which image goes into which shard. Pure: from the listing, so the same images give the same shards."""
+    """Which image goes into which shard. Pure: the same images and shard size give the same shards."""
     runs = cut(index.table["size"].to_pylist(), shard_bytes)
     tags = (hashlib.sha256(f"{index.digest} {shard_bytes} {i}".encode()).hexdigest() for i in range(len(runs)))
     return tuple(
@@ -87,14 +87,14 @@ def pack(src: Store, dst: Store, shard_mb: int, skip_bad: bool, console: Console
     bar = Progress(BarColumn(), DownloadColumn(), rate, left, console=console, transient=True, disable=not terminal)
     task = bar.add_task("", total=sum(o.size for o in todo), rate=0.0)
 
-    def watched(blobs: Iterator[bytes]) -> Iterator[bytes]:
+    def with_progress(blobs: Iterator[bytes]) -> Iterator[bytes]:
         read_since = time.monotonic()
         for done, blob in enumerate(blobs, start=1):
             bar.update(task, advance=len(blob), rate=done / (time.monotonic() - read_since))
             yield blob
 
     with bar, contextlib.closing(src.read_many(todo)) as blobs:
-        images = watched(blobs)
+        images = with_progress(blobs)
         for shard in missing:
             dst.write(shard.key, encode(index, shard, images))
             if not terminal:
@@ -116,7 +116,7 @@ def encode(index: Index, shard: Shard, blobs: Iterator[bytes]) -> bytes:
     )
     sizes = index.table["size"].slice(shard.rows.start, len(shard.rows)).to_pylist()
     out = io.BytesIO()
-    # encoded images do not compress, and a reader has no use for the least and the greatest of them
+    # encoded images do not compress, and no reader needs their minimum and maximum
     with pq.ParquetWriter(
         out, schema, compression="none", use_dictionary=False, write_statistics=["image.path", "label"]
     ) as writer:
@@ -132,7 +132,7 @@ def _images(src: Store, dst: Store, skip_bad: bool) -> Index:
     inner, outer = (s.uri if "://" in s.uri else os.path.realpath(s.uri).rstrip("/") for s in (dst, src))
     if f"{inner}/".startswith(f"{outer}/"):
         raise BadInput(f"DST must lie outside SRC, got {dst.uri} in {src.uri}: the shards would count as its images")
-    # of all splits one half asks for the fewest images: two in each class
+    # a split of one half needs the fewest images: two in each class
     index = build_index(src, Data(uri=src.uri, validation_split=0.5, on_bad_image="skip"))
     if index.packed:
         raise BadInput(f"SRC must hold images as <class>/<image>, got Parquet shards in {src.uri}: they are packed")
@@ -154,23 +154,23 @@ def _left_out(index: Index) -> str:
 
 
 def _missing(dst: Store, shards: Sequence[Shard]) -> list[Shard]:
-    """The shards to write. Raises BadInput where DST holds others."""
+    """The shards to write. Raises BadInput if DST holds shards of something else."""
     missing = {shard.key: shard for shard in shards}
-    for found in dst.list():
-        if not found.key.lower().endswith(".parquet"):
+    for existing in dst.list():
+        if not existing.key.lower().endswith(".parquet"):
             continue
         tag = None
         try:
-            with open_shard(dst, found) as parquet:
+            with open_shard(dst, existing) as parquet:
                 tag = (parquet.schema_arrow.metadata or {}).get(TAG)
         except StoreError:
             raise
-        except BadInput:  # cut off by whatever copied it
-            if found.key in missing:
+        except BadInput:  # cut short, perhaps while it was copied
+            if existing.key in missing:
                 continue
-        if found.key not in missing or missing.pop(found.key).tag != tag:
+        if existing.key not in missing or missing.pop(existing.key).tag != tag:
             raise BadInput(
-                f"DST must be empty or hold shards of the same images and --shard-mb, got another {found.key} in "
+                f"DST must be empty or hold shards of the same images and --shard-mb, got another {existing.key} in "
                 f"{dst.uri}: give another DST, or delete its shards"
             )
     return list(missing.values())

@@ -1,7 +1,7 @@
-"""Pipeline: cached or streamed images -> shuffled, augmented batches. tf.data, one chain read top to bottom.
+"""Pipeline: cached or streamed images -> shuffled, augmented batches. One chain of tf.data, to be read top to bottom.
 
-Stateless: what a batch holds depends on (seed, epoch, example) alone, never on what was read before it, so a trial can
-stop anywhere and go on exactly there.
+Stateless: the content of a batch depends only on (seed, epoch, example), never on what was read before. So a trial can
+stop anywhere and resume exactly there.
 """
 
 import math
@@ -13,13 +13,13 @@ import tensorflow as tf
 from orchestrator.data.stream import CHUNK, WINDOW_BYTES, Encoded, decode, thread_options
 from orchestrator.spec.sections import Augment, Data
 
-_plain = tf.autograph.experimental.do_not_convert  # there is nothing to turn over, and looking for it takes time
-SCALE = 1 / 255  # from decoded pixels to what a model takes
-_VALIDATION_DRAW = 2**31 - 1  # an "epoch" of its own, so that augmented validation is the same in every epoch
+_plain = tf.autograph.experimental.do_not_convert  # nothing needs AutoGraph, and looking takes time
+SCALE = 1 / 255  # from decoded pixels to the input of a model
+_VALIDATION_DRAW = 2**31 - 1  # in place of the epoch, so that augmented validation is the same in every epoch
 
 
 def shared_tensor(images: np.ndarray) -> tf.Tensor:
-    """The array as a CPU tensor on the same memory: all trials of a node read one copy.
+    """The array as a CPU tensor that shares its memory: all trials of a node read one copy.
 
     images: must begin at a multiple of 64 bytes, as a memory map does: TensorFlow would abort on any other.
     """
@@ -35,7 +35,7 @@ class Source:
     Attributes:
         images: (n, height, width, 3) uint8, all of them; None: they are streamed from `encoded` in every epoch.
         labels: (n,) or (n, 1), any type.
-        threads: That decode and augment.
+        threads: How many threads decode and augment.
     """
 
     images: tf.Tensor | None
@@ -50,10 +50,10 @@ class Source:
 def training_batches(
     source: Source, rows: np.ndarray, batch_size: int, start_step: int, epochs: int
 ) -> tf.data.Dataset:
-    """Batches of all epochs in one stream, from `start_step` (counted over all epochs) on.
+    """Batches of all epochs in one stream, from `start_step` on, which counts over all epochs.
 
     rows: positions of the training images.
-    Yields ((batch, height, width, 3) float32 in [0, 1], (batch,) labels); each epoch ends in what remains of it.
+    Yields ((batch, height, width, 3) float32 in [0, 1], (batch,) labels); the last batch of an epoch may be smaller.
     """
     steps = math.ceil(len(rows) / batch_size)
     rows = tf.constant(rows, tf.int64)
@@ -73,7 +73,7 @@ def training_batches(
 
 
 def lay_out_epoch(source: Source, rows: tf.Tensor, epoch: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The epoch's order of `rows` ((n,) int64), and how each image of the source is changed ((images, 6))."""
+    """The epoch's order of `rows` ((n,) int64), and the matrices that augment the source's images ((images, 6))."""
     epoch = tf.cast(epoch, tf.int64)
     matrices = _matrices(_draws(source, epoch), *source.data.image_size, source.augment)
     return _shuffled(source, rows, epoch), matrices
@@ -82,13 +82,13 @@ def lay_out_epoch(source: Source, rows: tf.Tensor, epoch: int | tf.Tensor) -> tu
 def batch_at(
     source: Source, order: tf.Tensor, matrices: tf.Tensor, first: tf.Tensor, size: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What training_batches yields for `size` images from `first` of the order on, worked out where the caller runs."""
+    """What training_batches yields for `size` images from position `first` of the order, on the caller's device."""
     picked = order[first : first + size]
     return _finish(source, matrices, picked, tf.gather(source.images, picked))
 
 
 def validation_batches(source: Source, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
-    """The images of `rows` once, in this order. Yields as training_batches does."""
+    """Batches of the images of `rows`, each once and in this order, as training_batches yields them."""
     matrices = None
     if source.augment.validation:
         matrices = _matrices(_draws(source, _VALIDATION_DRAW), *source.data.image_size, source.augment)
@@ -97,8 +97,8 @@ def validation_batches(source: Source, rows: np.ndarray, batch_size: int) -> tf.
 
 
 def _batches(source: Source, order: tf.Tensor, batch_size: int, matrices: tf.Tensor | None) -> tf.data.Dataset:
-    """The images in `order`, batch by batch, changed as the matrices say ((n, 6), one for every image)."""
-    parallel = source.threads if source.threads > 1 else None  # in order all the same
+    """Batches of the images in `order`, augmented by the matrices ((n, 6), one for every image of the source)."""
+    parallel = source.threads if source.threads > 1 else None  # batches stay in order either way
     if source.images is not None:
 
         @_plain
@@ -112,7 +112,7 @@ def _batches(source: Source, order: tf.Tensor, batch_size: int, matrices: tf.Ten
     assert encoded is not None
     return (
         tf.data.Dataset.from_generator(encoded.chunks, args=(order,), output_signature=CHUNK)
-        .prefetch(1)  # the next chunk crosses the network while this one is decoded
+        .prefetch(1)  # the next chunk is read while this one is decoded
         .unbatch()
         .map(_plain(lambda row, blob: (row, decode(blob, size, resize))), num_parallel_calls=parallel)
         .batch(batch_size)
@@ -123,20 +123,20 @@ def _batches(source: Source, order: tf.Tensor, batch_size: int, matrices: tf.Ten
 def _finish(
     source: Source, matrices: tf.Tensor | None, picked: tf.Tensor, images: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The picked images, changed and scaled, and their labels."""
+    """The picked images, augmented and scaled, and their labels."""
     if matrices is None:
-        changed = tf.cast(images, tf.float32)
+        augmented = tf.cast(images, tf.float32)
     else:
-        changed = _resample(images, tf.gather(matrices, picked), source.augment)
-    return changed * SCALE, tf.gather(source.labels, picked)
+        augmented = _resample(images, tf.gather(matrices, picked), source.augment)
+    return augmented * SCALE, tf.gather(source.labels, picked)
 
 
 def _shuffled(source: Source, rows: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
     """The rows in this epoch's order.
 
-    Streamed shards are shuffled as they can be read: row groups, in windows of some, and the rows within a window.
+    Streamed shards cannot be read at random: their row groups are shuffled, and rows only within a window of groups.
     """
-    # -1 - epoch: or else the order would come from the same random bits as the draws
+    # -1 - epoch: with the epoch itself, the order would use the same random bits as the draws
     key = tf.stack([tf.constant(source.seed, tf.int64), -1 - epoch])
     order = tf.random.experimental.stateless_shuffle(rows, key)
     if source.encoded is None or not source.encoded.packed:
@@ -153,11 +153,11 @@ def _shuffled(source: Source, rows: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
 
 
 def transform(batch: tf.Tensor, draws: tf.Tensor, augment: Augment) -> tf.Tensor:
-    """Rotate, shift and flip each image as its own draws say, in one bilinear resampling.
+    """Rotate, shift and flip each image by its own draws, in one bilinear resampling.
 
-    batch: (batch, height, width, 3), any type; gives float32 of the same scale.
+    batch: (batch, height, width, 3), any type. Returns float32 of the same scale.
     draws: (batch, 4) in [0, 1): rotation, shift down, shift across, flip.
-    The ranges are those of Keras' ImageDataGenerator: +-rotation_deg, +-shift of the side, every second image flipped.
+    Ranges as in Keras' ImageDataGenerator: +-rotation_deg, +-shift of the side, a flip with probability one half.
     """
     return _resample(batch, _matrices(draws, batch.shape[1], batch.shape[2], augment), augment)
 
@@ -168,7 +168,7 @@ def _resample(batch: tf.Tensor, matrices: tf.Tensor, augment: Augment) -> tf.Ten
     return tf.cast(batch, tf.float32)
 
 
-# ImageProjectiveTransformV3 does the same in four times the time: it works out each coordinate anew for every channel
+# ImageProjectiveTransformV3 takes four times as long: it computes each coordinate again for every channel
 @tf.function(jit_compile=True, autograph=False)
 def _bilinear(batch: tf.Tensor, matrices: tf.Tensor, fill: str) -> tf.Tensor:
     height, width = batch.shape[1:3]
@@ -183,10 +183,10 @@ def _bilinear(batch: tf.Tensor, matrices: tf.Tensor, fill: str) -> tf.Tensor:
 
     def at(row: tf.Tensor, column: tf.Tensor) -> tf.Tensor:
         row_inside, column_inside = _inside(row, height, fill), _inside(column, width, fill)
-        found = tf.cast(tf.gather(pixels, first + row_inside * width + column_inside), tf.float32)
+        values = tf.cast(tf.gather(pixels, first + row_inside * width + column_inside), tf.float32)
         if fill == "constant":
-            found *= tf.cast((row == row_inside) & (column == column_inside), tf.float32)[..., None]
-        return found
+            values *= tf.cast((row == row_inside) & (column == column_inside), tf.float32)[..., None]
+        return values
 
     upper = at(row, column) * (1 - across) + at(row, column + 1) * across
     lower = at(row + 1, column) * (1 - across) + at(row + 1, column + 1) * across
@@ -203,7 +203,7 @@ def _inside(index: tf.Tensor, side: int, fill: str) -> tf.Tensor:
 
 
 def _matrices(draws: tf.Tensor, height: int, width: int, augment: Augment) -> tf.Tensor:
-    """(batch, 6): where each output pixel (column, row) is read from; flip, rotation and shift in one."""
+    """(batch, 6): where each output pixel (column, row) is read from; flip, rotation and shift combined."""
     angle, down, across, flip = tf.unstack(draws, axis=1)
     angle = (2 * angle - 1) * (augment.rotation_deg * math.pi / 180)
     down = (2 * down - 1) * (augment.height_shift * height)
@@ -221,6 +221,6 @@ def _matrices(draws: tf.Tensor, height: int, width: int, augment: Augment) -> tf
 
 
 def _draws(source: Source, epoch: int | tf.Tensor) -> tf.Tensor:
-    """(n, 4) float32 in [0, 1), the same for an example whatever the batch or the machine."""
+    """(n, 4) float32 in [0, 1), the same for an example whatever its batch or the machine."""
     key = tf.stack([tf.constant(source.seed, tf.int64), epoch])
     return tf.random.stateless_uniform([source.labels.shape[0], 4], key)

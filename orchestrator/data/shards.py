@@ -1,4 +1,4 @@
-"""Shards: Parquet files of encoded images, read by ranges; damage and decompression bombs are refused."""
+"""Shards: Parquet files of encoded images, read by ranges. Damage and decompression bombs are refused."""
 
 import contextlib
 import json
@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 from orchestrator.errors import BadInput
 from orchestrator.store import Object, Store
 
-_ROW_GROUP_BYTES = 2 * 10**9  # ours have some ten MB; one is unpacked as a whole
-UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last for the names of columns
+_ROW_GROUP_BYTES = 2 * 10**9  # a row group is unpacked as a whole; ours have about ten MB
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last for names of columns that are not UTF-8
 
 
 @contextlib.contextmanager
 def open_shard(store: Store, shard: Object) -> Iterator[pq.ParquetFile]:
-    """A Parquet shard read by ranges. Raises BadInput, from the block too, where it is not Parquet."""
+    """Open a Parquet shard, which is read by ranges. Raises BadInput if it is not Parquet, inside the block too."""
     source = pa.PythonFile(_Ranged(shard, lambda at, size: store.read_range(shard, at, size)), mode="r")
     try:
         with pq.ParquetFile(source) as parquet:
@@ -28,7 +28,7 @@ def open_shard(store: Store, shard: Object) -> Iterator[pq.ParquetFile]:
 
 
 def _refuse_bomb(shard: Object, metadata: pq.FileMetaData) -> None:
-    """Raise BadInput for a small file that would unpack to a memory full."""
+    """Raise BadInput for a small file that would fill the memory when unpacked."""
     groups = (metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
     largest = max(groups, default=0)
     if metadata.num_rows > shard.size or largest > _ROW_GROUP_BYTES:
@@ -40,7 +40,7 @@ def _refuse_bomb(shard: Object, metadata: pq.FileMetaData) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """Where one row group's images lie: `length` bytes from `start` of a shard, `rows` of them."""
+    """Where the images of one row group are: `rows` images, in `length` bytes of a shard from byte `start` on."""
 
     shard: Object
     metadata: pq.FileMetaData
@@ -50,7 +50,7 @@ class RowGroup:
     rows: int
 
     def images(self, data: memoryview) -> pa.Array:
-        """The encoded images in the bytes read from there. Raises BadInput where they are damaged."""
+        """The encoded images in `data`, the bytes read from there. Raises BadInput if they are damaged."""
         try:
             read = _Ranged(self.shard, lambda at, size: data[at - self.start : at - self.start + size])
             source = pa.PythonFile(read, mode="r")
@@ -79,7 +79,7 @@ def row_groups(shards: Sequence[Object], store: Store) -> tuple[RowGroup, ...]:
 
 
 def class_names(schema: pa.Schema) -> list[str] | None:
-    """The names that Hugging Face's data sets keep in a shard's metadata, if any."""
+    """The class names in a shard's metadata, as Hugging Face's data sets keep them; None if there are none."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return [str(name) for name in features["label"]["names"]]

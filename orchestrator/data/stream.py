@@ -1,4 +1,4 @@
-"""Stream: encoded images from the store, decoded and resized by tf.data. Knows TensorFlow."""
+"""Stream: encoded images from the store, decoded and resized by tf.data."""
 
 import contextlib
 import functools
@@ -25,22 +25,22 @@ _CHUNK_BYTES = 32 * 2**20
 _BATCH = 64
 WINDOW_BYTES = 64 * 2**20
 CHUNK = (tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string))
-Image.MAX_IMAGE_PIXELS = None  # only headers are read with Pillow, and the limit here is ours
+Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is the limit here, checked in _admitted
 
 
 class _Unreadable(ValueError):
-    """Why an image is not to be decoded."""
+    """The image must not or cannot be decoded; the text says why."""
 
 
 def _admitted(blob: bytes) -> bytes:
-    """The encoded image, after a look at its header. Raises _Unreadable."""
+    """The encoded image, after a check of its header. Raises _Unreadable."""
     try:
         with Image.open(io.BytesIO(blob), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise _Unreadable(f"{width} x {height} pixels: more than 100 megapixels are refused before decoding")
             if image.format == "BMP" and image.mode in ("1", "P"):
-                # TensorFlow would take the numbers of its colours for shades of grey
+                # TensorFlow would read the indices of its palette as shades of grey
                 plain = io.BytesIO()
                 image.convert("RGB").save(plain, "PNG", compress_level=1)
                 return plain.getvalue()
@@ -52,16 +52,16 @@ def _admitted(blob: bytes) -> bytes:
 
 
 class Blobs(Protocol):
-    """Whatever gives the encoded images of some rows."""
+    """Anything that yields the encoded images of given rows."""
 
     def blobs(self, rows: np.ndarray) -> Iterator[bytes]: ...
 
 
 class Encoded:
-    """The encoded images of an index, read from its store in whatever order they are wanted.
+    """The encoded images of an index, read from its store in any order.
 
     Attributes:
-        failures: What went wrong in `chunks`: tf.data buries exceptions, so whoever reads it looks here.
+        failures: Exceptions from `chunks`. tf.data hides them, so whoever reads through it must look here.
     """
 
     def __init__(self, index: Index, store: Store) -> None:
@@ -86,9 +86,9 @@ class Encoded:
         return np.array([group.length for group in self._groups])
 
     def blobs(self, rows: np.ndarray) -> Iterator[bytes]:
-        """The encoded images of these rows, in this order, many requests in flight.
+        """The encoded images of these rows, in this order, with many requests in flight.
 
-        Of shards, each run of rows whose groups hold together at most WINDOW_BYTES is read at once, group by group.
+        Shards are read window by window: a window is a run of rows whose groups together have at most WINDOW_BYTES.
         """
         if not self._index.packed:
             objects = self._objects
@@ -97,7 +97,7 @@ class Encoded:
         starts = np.cumsum([0, *(group.rows for group in self._groups)])
         group_of = np.searchsorted(starts, rows, side="right") - 1
         places = zip(group_of.tolist(), (rows - starts[group_of]).tolist(), strict=True)
-        # in reading order a group is done with before the next one begins
+        # in reading order, each group is finished before the next begins: a window is one group
         window_bytes = WINDOW_BYTES if (np.diff(group_of) < 0).any() else 0
         windows = list(self._windows(group_of.tolist(), window_bytes))
         wanted = [self._groups[group] for groups, _ in windows for group in groups]
@@ -109,7 +109,7 @@ class Encoded:
                     yield held[group][row].as_py() or b""
 
     def _windows(self, group_of: list[int], window_bytes: int) -> Iterator[tuple[list[int], int]]:
-        """Cut a sequence of groups, one for each row, into runs: (distinct groups, rows)."""
+        """Cut a sequence of groups, one for each row, into windows: (distinct groups, number of rows)."""
         groups: dict[int, None] = {}
         size_bytes = count = 0
         for group in group_of:
@@ -124,7 +124,7 @@ class Encoded:
             yield list(groups), count
 
     def chunks(self, rows: np.ndarray) -> Iterator[tuple[list[int], list[bytes]]]:
-        """`blobs` as (rows, encoded images) of bounded size, for tf.data. Unreadable ones end it with a failure."""
+        """`blobs` in chunks of bounded size, (rows, encoded images), for tf.data. An unreadable image ends them."""
         chunk: tuple[list[int], list[bytes]] = ([], [])
         size_bytes = 0
         try:
@@ -144,10 +144,10 @@ class Encoded:
 def decoded(
     encoded: Blobs, images: int, image_size: tuple[int, int], resize: str, threads: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray] | tuple[int, str]]:
-    """Every one of `images` images once, in any order.
+    """Decode all `images` images, each once, in any order.
 
     Yields (rows, images): (batch,) int64 positions in the index and (batch, height, width, 3) uint8; and, for each
-    image that cannot be decoded, (row, reason). Raises StoreError where the store fails, never a silently shorter set.
+    image that cannot be decoded, (row, reason). Raises StoreError if the store fails: no image is silently missing out.
     """
     unseen = np.ones(images, bool)
     broken: list[tuple[int, str]] = []
@@ -168,16 +168,16 @@ def decoded(
                     yield rows, blobs
                     rows, blobs, size_bytes = [], [], 0
             yield rows, blobs
-        except BaseException as error:  # tf.data would bury it: kept, and raised below
+        except BaseException as error:  # tf.data would hide it: kept, and raised below
             failure.append(error)
 
     chain = (
         tf.data.Dataset.from_generator(admitted, output_signature=CHUNK)
-        .prefetch(1)  # the next chunk crosses the network while this one is decoded
+        .prefetch(1)  # the next chunk is read while this one is decoded
         .unbatch()
-        # more at once than there are threads: a decoded image keeps its place until it is collected
+        # more calls than threads: a decoded image occupies its call until it is collected
         .map(lambda row, blob: (row, decode(blob, image_size, resize)), 4 * threads, deterministic=False)
-        .ignore_errors()  # an image that fails is missing below, and is looked at alone
+        .ignore_errors()  # an image that fails is missing afterwards, and is decoded alone below
         .batch(_BATCH)
         .with_options(thread_options(threads))
     )
@@ -188,8 +188,8 @@ def decoded(
         raise failure[0]
     unseen[[row for row, _ in broken]] = False
     yield from broken
-    left = np.flatnonzero(unseen)
-    for row, blob in zip(left, encoded.blobs(left) if left.size else (), strict=True):
+    missing = np.flatnonzero(unseen)
+    for row, blob in zip(missing, encoded.blobs(missing) if missing.size else (), strict=True):
         try:
             yield np.array([row]), decode(tf.constant(_admitted(blob)), image_size, resize).numpy()[None]
         except tf.errors.OpError as error:
@@ -199,7 +199,7 @@ def decoded(
 def decode(blob: tf.Tensor, image_size: tuple[int, int], resize: str) -> tf.Tensor:
     """One encoded image (scalar string) -> (height, width, 3) uint8. Works eagerly and inside Dataset.map.
 
-    A JPEG much larger than asked for is scaled down by its own decoder, never below the size asked for.
+    A JPEG that is much larger than needed is scaled down by its decoder, but never below image_size.
     """
     image = tf.cond(
         tf.strings.substr(blob, 0, 3) == _JPEG,
@@ -214,7 +214,7 @@ def decode(blob: tf.Tensor, image_size: tuple[int, int], resize: str) -> tf.Tens
 
 
 def thread_options(threads: int) -> tf.data.Options:
-    """A private pool of `threads`, and none of the rewrites that would copy captured tensors."""
+    """Options for a private pool of `threads`, without the graph rewrites that would copy captured tensors."""
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
@@ -224,7 +224,7 @@ def thread_options(threads: int) -> tf.data.Options:
 
 
 def _decode_jpeg(blob: tf.Tensor, image_size: tuple[int, int], exact: bool) -> tf.Tensor:
-    # TensorFlow's default is the quick and rough one; this gives what Pillow gives, to the bit
+    # TensorFlow's default is faster and less exact; this one agrees with Pillow to the bit
     read = functools.partial(tf.io.decode_jpeg, blob, channels=3, dct_method="INTEGER_ACCURATE")
     if exact:
         return read()

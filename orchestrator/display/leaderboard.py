@@ -60,20 +60,22 @@ def print_board(runs: list[str], view: View, format: Format, watch: bool) -> Non
     if format is Format.table:
         _print_table(runs, view, watch, make_console())
     else:
-        _, table, _ = _look(runs, view)
+        _, table, _ = _look(runs, view, with_verdict=False)
         print({Format.csv: as_csv, Format.json: as_json, Format.markdown: as_markdown}[format](table))
 
 
-def _look(runs: list[str], view: View) -> tuple[pa.Table, pa.Table, str]:
+def _look(runs: list[str], view: View, with_verdict: bool = True) -> tuple[pa.Table, pa.Table, str]:
     """The whole board, the view of it, and what to say below it."""
     boards = [read_board(run) for run in runs]
     whole = compare(run_names(runs), boards, [*map(read_shared, runs)]) if view.compare else boards[0]
-    chosen = where(whole, view.where)
+    chosen, note = where(whole, view.where), ""
     if view.effects:
         table, note = effects(chosen)
     else:
         table = by_config(chosen) if view.by_config else chosen
-        found = verdict(chosen, pa.concat_tables(map(read_history, runs), promote_options="default"))
+    if with_verdict and not view.effects:
+        history = pa.concat_tables(map(read_history, runs), promote_options="default")
+        found = verdict(chosen, history)
         note = "\n".join(sentences(found)) if found else ""
     table = sort_board(table, view.sort) if view.sort else table
     return whole, table.slice(0, view.top) if view.top else table, note

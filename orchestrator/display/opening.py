@@ -1,4 +1,4 @@
-"""Opening: the tables of a run folder, read back for whoever shows them."""
+"""Opening: reads the tables of a run folder for display."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ def read_board(uri: str) -> pa.Table:
             f"{folder} must be a run folder, and holds no {name}: give the folder that "
             f"`python -m orchestrator.grid` printed"
         ) from None
-    for column in ("cost_usd", *shown("board")):  # of a version that knew no such column
+    for column in ("cost_usd", *shown("board")):  # an older version did not have these
         if column not in board.column_names:
             board = board.append_column(column, pa.nulls(board.num_rows, pa.float64()))
     if missing := [column for column in COLUMNS if column not in board.column_names]:
@@ -34,7 +34,7 @@ def read_board(uri: str) -> pa.Table:
 
 
 def read_history(uri: str) -> pa.Table:
-    """The history beside that leaderboard; without a row where there is none. Raises BadInput."""
+    """The history beside that leaderboard; empty if there is none. Raises BadInput."""
     with contextlib.suppress(Missing):
         return _read_table(_place(uri)[0], HISTORY)
     return build_history({})
@@ -56,7 +56,7 @@ def _read_table(folder: str, name: str) -> pa.Table:
 
 
 def run_names(runs: Sequence[str]) -> list[str]:
-    """What tells the runs apart: the folders' own names, or their whole addresses where two are alike."""
+    """Names for the runs: those of their folders, or their whole addresses if two folders have the same name."""
     names = [run.rstrip("/").rpartition("/")[2] for run in runs]
     return names if len(set(names)) == len(names) else list(runs)
 

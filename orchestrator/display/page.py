@@ -1,8 +1,8 @@
-"""Report: a run folder -> one HTML page that holds all it shows, asks the network for nothing, and can be sent on.
+"""Page: a run folder -> one HTML page that contains all it shows, needs no network, and can be sent to anyone.
 
 `python -m orchestrator.report RUN` writes report.html into the run folder, as the grid command does when it ends. The
-page itself is page.html beside this file: data goes in as JSON, and a content security policy lets nothing run or
-load that is not the page's own.
+template is page.html beside this file. Data goes into it as JSON, and a content security policy lets nothing run or
+load but the page's own.
 """
 
 import base64
@@ -32,7 +32,7 @@ from orchestrator.metrics import METRICS, recorded, shown
 from orchestrator.run.folder import BEST, DATASET, REPORT, SKIPPED, SPEC, VALIDATION, Run, read_parquet
 from orchestrator.words import now
 
-_MOST_EPOCHS = 100_000  # in all curves together: about 3 MB; longer ones are thinned out
+_MOST_EPOCHS = 100_000  # in all curves together, about 3 MB; more are thinned out
 _MOST_SKIPPED = 100
 
 
@@ -43,7 +43,7 @@ def write_page(run: Run) -> str:
 
 
 def gather(run: Run) -> dict[str, Any]:
-    """All that the page shows, as plain values. What the run folder does not hold is None."""
+    """Everything that the page shows, as plain values. What the run folder does not have is None."""
     table = read_board(run.store.uri)
     history = read_history(run.store.uri)
     about = facts(table)
@@ -86,7 +86,7 @@ def gather(run: Run) -> dict[str, Any]:
 
 
 def page(data: Mapping[str, Any]) -> str:
-    """The page as one text. Nothing in `data` can leave its place: it is JSON without a `<`."""
+    """The page as one text. `data` cannot break out of its element: it is JSON without a `<`."""
     from plotly.offline import get_plotlyjs
 
     template = (files("orchestrator.display") / "page.html").read_text(encoding="utf-8")
@@ -106,7 +106,7 @@ def _sha256(script: str) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """What JSON can hold: no NaN, no infinity, times as text."""
+    """The value as JSON can hold it: no NaN, no infinity, times as text."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, datetime):
@@ -121,7 +121,7 @@ def _columnar(table: pa.Table, shown: Sequence[str]) -> dict[str, Any]:
 
 
 def _curves(history: pa.Table) -> dict[str, Any]:
-    """Trial id -> epochs, and the four values at each, rounded to what a screen can show."""
+    """Trial id -> epochs, and the metrics after each, rounded to what a screen can show."""
     step = math.ceil(history.num_rows / _MOST_EPOCHS) or 1
     found = {}
     for trial_id, epochs in curves(history).items():
@@ -156,7 +156,7 @@ def _effects(table: pa.Table, axes: Sequence[str]) -> dict[str, Any] | None:
 
 
 def _validation(run: Run, classes: Sequence[str]) -> dict[str, Any] | None:
-    """The winner's confusion matrix (rows: the class that it is), and its worst classified images, worst first."""
+    """The winner's confusion matrix (rows: the true class), and the images that it got most wrong, worst first."""
     data = run.read_if_there(VALIDATION)
     if data is None:
         return None

@@ -22,7 +22,7 @@ class Format(StrEnum):
 
 def print_predictions(found: Sequence[tuple[str, np.ndarray]], facts: Exported, format: Format) -> None:
     """found: path and (classes,) probabilities of each image."""
-    # as in training: of two classes, the second must be above one half
+    # as in training: of two classes, the second wins only above one half
     says = [int(p[1] > 0.5) if len(p) == 2 else int(p.argmax()) for _, p in found]
     rows = [(path, facts.classes[i], float(p[i])) for i, (path, p) in zip(says, found, strict=True)]
     if format is Format.json:

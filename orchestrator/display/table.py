@@ -17,13 +17,13 @@ from orchestrator.board.table import facts
 from orchestrator.metrics import of_column, shown
 from orchestrator.words import printable
 
-_TEXT_CELLS = 24  # an error wraps, and so does a long text of an axis, but not into a narrower column
+_TEXT_CELLS = 24  # long texts wrap (errors, values of an axis), but not into a narrower column
 
 
 def as_rich(board: pa.Table, width: int) -> Table | Group:
-    """The columns a person looks at, as a table that fits so many terminal cells.
+    """The columns that a person looks at, as a table that fits into `width` terminal cells.
 
-    Where they do not all fit, the least important ones are left out, and a line below says which; no number wraps.
+    If not all of them fit, the least important ones are left out, and a line below says which. Numbers never wrap.
     """
     names = columns(board)
     cells = {name: [_cell(value, name) for value in board[name].to_pylist()] for name in names}
@@ -43,7 +43,7 @@ def as_rich(board: pa.Table, width: int) -> Table | Group:
             name, justify="left" if left else "right", no_wrap=name not in texts, overflow="fold", min_width=wide[name]
         )
     for row in zip(*(cells[name] for name in wide), strict=True):
-        table.add_row(*map(Text, row))  # Text: a cell's [brackets] are no markup
+        table.add_row(*map(Text, row))  # Text: [brackets] in a cell are not markup
     if not left_out:
         return table
     note = (
@@ -53,7 +53,7 @@ def as_rich(board: pa.Table, width: int) -> Table | Group:
 
 
 def columns(board: pa.Table, more: Sequence[str] = ()) -> list[str]:
-    """All of a view; of a board with its points what a person looks at, and `more`."""
+    """The columns to show: all of a view; of a board of points, those that a person looks at, and `more`."""
     if "point_id" not in board.column_names:
         return board.column_names
     about = facts(board)
@@ -73,7 +73,7 @@ def columns(board: pa.Table, more: Sequence[str] = ()) -> list[str]:
 
 
 def _least_important(board: pa.Table, names: Sequence[str]) -> list[str]:
-    """In which order columns go; rank and metric never do."""
+    """The columns in the order in which they are left out; rank and metric never are."""
     about = facts(board)
     settled = ["status"] if set(board["status"].to_pylist() if "status" in names else []) <= {"ok"} else []
     metrics = shown("table")[::-1]
@@ -81,7 +81,7 @@ def _least_important(board: pa.Table, names: Sequence[str]) -> list[str]:
     axes = [name for name in about["axes"] if name in names]
     order = ["images_per_s", "best_epoch", *settled, "configurations", *metrics, *spreads, "train_s", "error", "status"]
     order += ["seeds", "verdict"]
-    order += [name for name in axes if len(set(board[name].to_pylist())) == 1]  # it tells no point from another
+    order += [name for name in axes if len(set(board[name].to_pylist())) == 1]  # the same for all points
     order += [*reversed(axes), "seed"]
     return [name for name in dict.fromkeys(order) if name in names and name != about["metric"]]
 
@@ -112,7 +112,7 @@ def as_markdown(board: pa.Table) -> str:
 
 
 def as_csv(board: pa.Table) -> str:
-    """Texts stand in quotes, line breaks and all; an empty cell does not."""
+    """The board as CSV. Texts are in quotes, with their line breaks; empty cells are not."""
     sink = pa.BufferOutputStream()
     pa.csv.write_csv(board, sink)
     return sink.getvalue().to_pybytes().decode().removesuffix("\n")

@@ -1,7 +1,7 @@
 """Calibrate: how fast this machine trains. `python -m orchestrator.calibrate` measures it.
 
-It trains a small grid of made-up images, as any grid is trained, and keeps what that took beside the node's caches;
-`python -m orchestrator.grid --plan` forecasts from there.
+It trains a small grid on generated images, as any grid is trained, and writes the times into the folder of the node's
+caches. `python -m orchestrator.grid --plan` makes its forecasts from them.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ IMAGES = 1280
 
 
 def read_pace() -> Pace:
-    """What was measured on this machine; a first guess where nothing was, or it cannot be read."""
+    """The pace measured on this machine; a first guess if there is none or it cannot be read."""
     try:
         return Pace.from_tree(json.loads((cache_folder() / FILE).read_text()))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -81,14 +81,14 @@ def calibrate(precisions: tuple[str, ...]) -> str:
 
 
 def measure(precisions: tuple[str, ...]) -> Pace:
-    """Train the grid, on every core or GPU at once: they are in each other's way as in a real run. Raises BadInput."""
+    """Train the grid, on all cores or GPUs at once, which slow each other down as in a real run. Raises BadInput."""
     with scratch() as folder, _alone(f"{folder}/cache"):
         _make_images(folder / "images")
         grid = {"batch_size": list(BATCH_SIZES), "precision": list(precisions)}
         tree: dict[str, Any] = {"name": "calibration", "data": {"uri": f"{folder}/images"}, "grid": grid}
         tree |= {"output": str(folder), "train": {"epochs": EPOCHS, "checkpoint_every_s": 3600.0}}
         began = time.monotonic()
-        # here, so that reading a calibration loads no Ray, and loading it is measured
+        # here, so that reading a calibration does not load Ray, and the time to load it is measured
         from orchestrator.cluster.connect import connect
         from orchestrator.cluster.fanout import fan_out
 
@@ -112,7 +112,7 @@ def measure(precisions: tuple[str, ...]) -> Pace:
 
 @contextlib.contextmanager
 def _alone(cache: str) -> Iterator[None]:
-    """A Ray of this machine alone, and a cache folder of its own."""
+    """Use a Ray of this machine only, and a cache folder of its own."""
     before = {name: os.environ.pop(name, None) for name in ("RAY_ADDRESS", "ORCHESTRATOR_CACHE_DIR")}
     os.environ["ORCHESTRATOR_CACHE_DIR"] = cache
     try:
@@ -123,7 +123,7 @@ def _alone(cache: str) -> Iterator[None]:
 
 
 def _fill_image_s(images: Store, index: Index, data: Data) -> float:
-    for side in (data.image_size[0] // 2, data.image_size[0] - 1):  # the first one loads TensorFlow
+    for side in (data.image_size[0] // 2, data.image_size[0] - 1):  # the first time includes loading TensorFlow
         began = time.monotonic()
         with without_stderr():
             open_cache(index, images, data.model_copy(update={"image_size": (side, side)}))
@@ -131,11 +131,11 @@ def _fill_image_s(images: Store, index: Index, data: Data) -> float:
 
 
 class _Seen:
-    """What the trials said, and when: a Watch."""
+    """A cluster.watch.Watch that records what trials report, and when."""
 
     def __init__(self) -> None:
         self.results: dict[str, Result] = {}
-        self.took_s: dict[str, float] = {}  # from a worker's taking a trial up to its end
+        self.took_s: dict[str, float] = {}  # by trial, from its start on a worker to its end
         self.first_ready_s = self.last_end_s = 0.0
         self.why = ""
         self._since: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Line: spec -> plan -> what remains -> fan-out -> board, models and page, top to bottom."""
+"""Line: spec -> plan -> trials that remain -> fan-out -> board, models and page, from top to bottom."""
 
 import contextlib
 import json
@@ -45,13 +45,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line asks for beside the spec.
+    """What the command line asks for in addition to the spec.
 
     Attributes:
         plan_only: Say what would be trained, and train nothing.
         as_json: Print the plan or the leaderboard as JSON, and everything else to stderr.
         share_epochs: Points that differ only in epochs share one trial.
-        takeover: Drive the run though another process does.
+        takeover: Take the lease even if another driver has it.
         mlflow: Address of the server to log to.
     """
 
@@ -76,16 +76,16 @@ def read_spec(path: str | None, overrides: list[str]) -> Spec:
 
 
 def orchestrate(spec: Spec, options: Options) -> int:
-    """The whole line. Raises BadInput.
+    """Run the whole line. Raises BadInput.
 
-    Returns the exit status: 0 all ok, 1 some point failed or was left, 3 the budget was used up, 130 interrupted.
+    Returns the exit status: 0 all ok, 1 some point failed or is not trained, 3 the budget is used up, 130 interrupted.
     """
     meter = Meter(spec.budget, time.monotonic())
     context, plan = _lay_out(spec, options)
     planned_before = _points_planned_before(context.run, plan)
     console = make_console(stderr=options.as_json)
     if not (options.plan_only or options.takeover):
-        refuse_if_held(context.run.store, console.out)  # before the results are read: some may come until then
+        refuse_if_held(context.run.store, console.out)  # before the results are read: more may arrive meanwhile
     state = RunState(context, plan, context.run.read_results())
     if options.plan_only:
         _print_plan(state, count_by_state(plan, state.done, planned_before), options.as_json)
@@ -96,9 +96,9 @@ def orchestrate(spec: Spec, options: Options) -> int:
     try:
         _complete(state, watch, options.takeover, console)
         state.raise_if_taken_over()
-    except KeyboardInterrupt:  # the second time
+    except KeyboardInterrupt:  # a second signal
         watch.interrupted = True
-    state.running.clear()  # even where the run folder was never taken
+    state.running.clear()  # even if the run folder was never taken
     if options.as_json:
         print(as_json(state.board))
     status = say_results(state, watch.budget_used_up, console, with_table=not options.as_json)
@@ -124,7 +124,7 @@ def _lay_out(spec: Spec, options: Options) -> tuple[WorkerContext, Plan]:
 
 
 def _points_planned_before(run: Run, plan: Plan) -> list[str]:
-    """Ids of the points that this run folder was last driven for. Raises BadInput where its trials are other ones."""
+    """Ids of the points in the run folder's last plan. Raises BadInput if its trials share other settings."""
     before = run.read_plan()
     if before is None:
         return []
@@ -152,7 +152,7 @@ def _print_plan(state: RunState, points_by_state: Mapping[str, int], as_json: bo
 
 
 def _complete(state: RunState, watch: GridWatch, takeover: bool, console: Console) -> None:
-    """Train what remains; then, or where nothing does, bring tables, models and page up to date."""
+    """Train what remains, if anything does, and then bring tables, models and page up to date."""
     if todo := remaining(state.plan, state.done):
         _train(state, watch, todo, takeover, console)
         return
@@ -186,14 +186,14 @@ def _train(state: RunState, watch: GridWatch, todo: tuple[Trial, ...], takeover:
         watch.progress = held.enter_context(Progress(plan, todo, spec.metric, max(1, cluster.slots), console))
         try:
             fan_out(context, cluster, todo, watch, watch.stop, watch.kill)
-        except BadInput as error:  # Ray is gone: what there is goes into the tables
+        except BadInput as error:  # Ray is gone: the results so far still go into the tables
             watch.refusal = str(error)
             watch.stop.set()
-        watch.ensure_folder({})  # where no trial came to its first step, their failures are rows all the same
+        watch.ensure_folder({})  # if no trial reached its first step, the failures still become rows
         if state.holds_lease():
             _finish(state, watch, cluster, console)
         elif state.lease and state.lease.trouble and not state.lease.lost:
-            raise state.lease.trouble  # the tables are as they were, and nobody may take them for the end
+            raise state.lease.trouble  # the tables stay as they were, and nobody should take them for final
         if watch.refusal:
             raise BadInput(watch.refusal)
 
@@ -201,7 +201,7 @@ def _train(state: RunState, watch: GridWatch, todo: tuple[Trial, ...], takeover:
 def _take_folder(
     state: RunState, watch: GridWatch, takeover: bool, held: contextlib.ExitStack, console: Console
 ) -> None:
-    """Take the lease, put the folder in order, and learn what another driver has done until now."""
+    """Take the lease, put the folder in order, and read what another driver has done meanwhile."""
     run, plan = state.context.run, state.plan
     lease = held.enter_context(Lease(run.store, watch.kill.set, takeover, console.out))
     if not lease.exclusive:
@@ -212,14 +212,14 @@ def _take_folder(
         console.out(f"a table was damaged, and is made anew; what was there is in {aside}")
     done_before = len(state.done)
     state.results.update(run.read_results())
-    if found := len(state.done) - done_before:
-        console.out(f"{plural(found, 'trial')} done by another driver meanwhile: not trained again")
+    if done_meanwhile := len(state.done) - done_before:
+        console.out(f"{plural(done_meanwhile, 'trial')} done by another driver meanwhile: not trained again")
     run.write_plan(to_yaml(state.context.spec), plan.shared, [point.id for point in plan.points])
     state.lease = lease
 
 
 def _finish(state: RunState, watch: GridWatch, cluster: "Cluster | None", console: Console) -> None:
-    """Nothing runs any more: the tables, the winner's model, and the page that shows both."""
+    """When nothing runs any more: write the tables, the models, and the page that shows both."""
     state.write_last()
     finish_models(state, watch, cluster, console)
     write_page(state.context.run)

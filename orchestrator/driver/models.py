@@ -1,4 +1,4 @@
-"""Models: which stay in the run folder when a run ends; those whose weights are gone are trained again."""
+"""Models: which ones stay in the run folder when a run ends. If weights are gone, their trials are trained again."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def finish_models(state: RunState, watch: GridWatch, cluster: "Cluster | None", console: Console) -> None:
-    """Leave the models in the run folder that the user keeps. cluster: None starts one, should it be needed."""
+    """Make the run folder hold the models that the user keeps. cluster: None: one is started if needed."""
 
     def place() -> tuple[Trial, ...]:
         context = state.context
@@ -29,21 +29,21 @@ def finish_models(state: RunState, watch: GridWatch, cluster: "Cluster | None", 
     if not (todo := place()) or watch.stop.is_set():
         return
     console.out(f"models: {plural(len(todo), 'trial')} to train again, for weights that are not in the run folder")
-    from orchestrator.cluster.connect import connect  # here, so that a finished run loads no Ray
+    from orchestrator.cluster.connect import connect  # here, so that a finished run does not load Ray
     from orchestrator.cluster.fanout import fan_out
 
     context = dataclasses.replace(state.context, models_only=True)
     with contextlib.nullcontext(cluster) if cluster else connect(context.spec.resources) as cluster:
         try:
             fan_out(context, cluster, todo, RetrainingWatch(state.results, console), watch.stop, watch.kill)
-        except BadInput as error:  # the board is complete without
+        except BadInput as error:  # the board is complete without models
             console.out(f"models: {error}")
     if not watch.stop.is_set() and state.holds_lease() and (left := place()):
         console.out(f"models: still without one: {', '.join(point for trial in left for point in trial.points)}")
 
 
 class RetrainingWatch:
-    """Is told what happens while trials are trained again for their models: a cluster.watch.Watch. The board stays."""
+    """A cluster.watch.Watch for trials that are trained again for their models. The board does not change."""
 
     def __init__(self, results: Mapping[str, Result], console: Console) -> None:
         self._results, self._console = results, console

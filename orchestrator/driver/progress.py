@@ -1,4 +1,4 @@
-"""Progress: a live table on a terminal, plain lines in a job log. Takes what fan-out tells and shows it."""
+"""Progress: a live table on a terminal, plain lines in a job log. Shows what the fan-out reports."""
 
 import itertools
 import time
@@ -17,7 +17,7 @@ _LINES = 12  # trials shown at once, however many run
 
 
 class Progress:
-    """Shows a run while it goes on. Use as a context manager round the fan-out.
+    """Shows a run while it goes on. Use as a context manager around the fan-out.
 
     todo: as plan.remaining gives it. metric: the spec's. slots: trials that run at once.
     """
@@ -28,11 +28,11 @@ class Progress:
         self._todo_s = sum(trial.forecast_s for trial in todo)
         self._metric, self._slots, self._console = METRICS[metric], slots, console
         self._running: dict[str, Epoch | None] = {}
-        self._behind: dict[str, float] = {}  # epochs that those at work have behind them
+        self._epochs_done: dict[str, float] = {}  # of running trials
         self._ended = self._failed = 0
         self._best: tuple[float, str] | None = None
         self._began = time.monotonic()
-        self._pace = 1.0  # measured over forecast
+        self._pace = 1.0  # measured time / forecast time
         self._measured_s = self._forecast_s = 0.0
         self._live = None
         if console.is_terminal:
@@ -49,16 +49,16 @@ class Progress:
 
     def started(self, trial_id: str) -> None:
         self._running[trial_id] = None
-        self._slots = max(self._slots, len(self._running))  # nodes may join
+        self._slots = max(self._slots, len(self._running))  # nodes may have joined
 
-    def ready(self, trial_id: str, behind: float) -> None:
-        """A worker took it up after so many epochs."""
-        self._behind[trial_id] = behind
+    def ready(self, trial_id: str, epochs_done: float) -> None:
+        """A worker took the trial up, of which so many epochs are done."""
+        self._epochs_done[trial_id] = epochs_done
 
     def epoch(self, trial_id: str, epoch: Epoch) -> None:
         trial = self._trials[trial_id]
         self._running[trial_id] = epoch
-        self._behind[trial_id] = epoch.epoch
+        self._epochs_done[trial_id] = epoch.epoch
         self._measured_s += epoch.train_s + epoch.validate_s
         self._forecast_s += trial.forecast_s / trial.milestones[-1]
         self._pace = self._measured_s / self._forecast_s if self._forecast_s else 1.0
@@ -84,21 +84,24 @@ class Progress:
         )
 
     def put_back(self, trial_id: str) -> None:
-        """It is not at work any more."""
+        """The trial does not run any more."""
         self._running.pop(trial_id, None)
-        self._behind.pop(trial_id, None)
+        self._epochs_done.pop(trial_id, None)
 
-    def expected_s(self, trial_id: str, behind: float) -> float:
-        """Worker time of what a trial has left after so many epochs, at the pace of the epochs so far."""
-        return self._trials[trial_id].left_s(behind) * self._pace
+    def expected_s(self, trial_id: str, epochs_done: float) -> float:
+        """Worker time that a trial still needs after so many epochs, in seconds, at the pace of the epochs so far."""
+        return self._trials[trial_id].left_s(epochs_done) * self._pace
 
     def _left_s(self) -> float:
-        """Worker time still to spend, spread over the slots; it takes as long as trials run, however many wait."""
+        """Seconds until everything is trained: the worker time left, spread over the slots, or the longest trial.
+
+        The time that this takes grows with the trials that run, not with those that wait.
+        """
         longest_s, done_s = 0.0, 0.0
         for trial_id in list(self._running):
-            if todo := self._todo.get(trial_id):  # or it has just ended, in the other thread
-                behind = self._behind.get(trial_id)
-                left_s = todo.forecast_s if behind is None else self._trials[trial_id].left_s(behind)
+            if todo := self._todo.get(trial_id):  # else it has just ended, in the other thread
+                epochs_done = self._epochs_done.get(trial_id)
+                left_s = todo.forecast_s if epochs_done is None else self._trials[trial_id].left_s(epochs_done)
                 done_s += todo.forecast_s - left_s
                 longest_s = max(longest_s, left_s)
         first = list(itertools.islice(self._todo, len(self._running) + 1))  # one of these waits, if any does
@@ -107,16 +110,16 @@ class Progress:
         return max((self._todo_s - done_s) / self._slots, longest_s) * self._pace
 
     def say(self, line: str) -> None:
-        """A line of the job log; a terminal has its table."""
+        """Print a line into a job log; a terminal has the table instead."""
         if not self._live:
             self._console.out(line)
 
     def warn(self, line: str) -> None:
-        """What a person should read wherever they look: a terminal has it above its table."""
+        """Print a line that a person should read in any case; on a terminal, it is above the table."""
         self._console.out(line)
 
     def _table(self) -> Group:
-        """What a terminal shows, asked for four times a second, in another thread."""
+        """What a terminal shows; called four times a second, from another thread."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         names = shown("live")
         for name in ("trial", "epoch", *names, "images/s"):

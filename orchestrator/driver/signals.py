@@ -10,14 +10,14 @@ def on_signals(act: Callable[[], None]) -> Iterator[None]:
     """Ctrl-C and SIGTERM call `act`; a second one raises KeyboardInterrupt; the next ones do what they did before."""
 
     def once(number: int, frame: object) -> None:
-        answer(twice)
+        install(twice)
         act()
 
     def twice(number: int, frame: object) -> None:
         restore()
         raise KeyboardInterrupt
 
-    def answer(handler: Callable[[int, object], None]) -> None:
+    def install(handler: Callable[[int, object], None]) -> None:
         for each in old:
             signal.signal(each, handler)
 
@@ -26,7 +26,7 @@ def on_signals(act: Callable[[], None]) -> Iterator[None]:
             signal.signal(each, handler)
 
     old = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    answer(once)
+    install(once)
     try:
         yield
     finally:

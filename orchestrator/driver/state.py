@@ -18,12 +18,12 @@ from orchestrator.tracking.tensorboard import write_events
 
 
 class RunState:
-    """Results as they arrive, and the tables in the run folder, which are kept up to date.
+    """Results as they arrive, and the tables of the run folder, which it keeps up to date.
 
     Attributes:
         results: Trial id -> its longest result, ok or failed.
-        running: Ids of the trials at work now.
-        lease: The right to write the run folder; None until it is taken. Nothing is written before.
+        running: Ids of the trials that run now.
+        lease: The right to write the run folder; None until it is taken, and nothing is written before.
     """
 
     def __init__(self, context: WorkerContext, plan: Plan, results: Mapping[str, Result]) -> None:
@@ -70,7 +70,7 @@ class RunState:
             raise BadInput(f"another process took {uri} over: this one has stopped, and writes nothing more")
 
     def write_last(self) -> None:
-        """Nothing runs any more: write the tables, and those of TensorBoard's events that no worker has written."""
+        """When nothing runs any more: write the tables, and TensorBoard's events that no worker has written."""
         self.running.clear()
         run = self.context.run
         run.write_tables(self.board, self.history)
@@ -79,7 +79,7 @@ class RunState:
     def write_if_due(self, say: Callable[[str], None]) -> None:
         """Write the tables, and delete models that were beaten, in at most a tenth of the driver's time.
 
-        say: called with why it was not possible; the next write brings the tables up to date.
+        say: called with the reason if that fails; the next write brings the tables up to date.
         """
         if time.monotonic() < self._next_write_s or not self.holds_lease():
             return

@@ -1,4 +1,4 @@
-"""Summary: what a grid says of its images before, and of its results when it ends."""
+"""Summary: what the grid command prints about its images before it trains, and about its results at the end."""
 
 import shlex
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def describe_index(index: Index, counts: Counts, uri: str) -> str:
 
 
 def skipped_files(index: Index, unreadable: Mapping[int, str], spec: Spec) -> list[tuple[str, str]]:
-    """All files left out, as (key, reason). Raises BadInput where none may be, or where too few are left.
+    """All files left out, as (key, reason). Raises BadInput if none may be, or if too few images are left.
 
     unreadable: row of the index -> reason.
     """
@@ -61,7 +61,7 @@ def dataset_facts(index: Index, unreadable: Mapping[int, str], spec: Spec) -> di
 
 
 def _readable(index: Index, unreadable: Mapping[int, str]) -> np.ndarray:
-    """(images,) bool."""
+    """(images,) bool, False for unreadable images."""
     readable = np.ones(len(index), bool)
     readable[list(unreadable)] = False
     return readable
@@ -70,7 +70,7 @@ def _readable(index: Index, unreadable: Mapping[int, str]) -> np.ndarray:
 def say_results(state: RunState, budget_used_up: bool, console: Console, with_table: bool) -> int:
     """Print the board's first rows, the verdict, and what to do next. Returns the exit status.
 
-    with_table: whether to print the board; --json has it already.
+    with_table: whether to print the board; with --json, it is printed already.
     """
     board, run, spec = state.board, state.context.run, state.context.spec
     statuses = board["status"].to_pylist()

@@ -1,4 +1,4 @@
-"""Watch: what the driver does as workers report: takes the run folder, keeps to the budget, shows progress."""
+"""Watch: what the driver does when workers report: take the run folder, keep to the budget, show progress."""
 
 import threading
 import time
@@ -14,15 +14,15 @@ from orchestrator.run.result import Epoch, Result
 
 
 class GridWatch:
-    """Is told what happens during a fan-out: a cluster.watch.Watch.
+    """The cluster.watch.Watch of a grid.
 
     The run folder is taken when the first worker is ready, so that bad images and bad models are known before anything
-    is written. Until then, what would fail every trial refuses the whole run.
+    is written. Until then, a problem that would make every trial fail refuses the whole run.
 
     Attributes:
-        stop: Set to have workers save their state and stop. kill: set to have them write nothing more.
+        stop: Set it to make workers save their state and stop. kill: set it to make them write nothing more.
         interrupted: Somebody pressed Ctrl-C or sent SIGTERM.
-        budget_used_up: Some trial was stopped, or not begun, for the budget.
+        budget_used_up: Some trial was stopped, or not started, because of the budget.
         refusal: Why the run cannot go on; None while it can.
         progress: Set before the fan-out begins.
     """
@@ -46,7 +46,7 @@ class GridWatch:
         self.stop.set()
 
     def ensure_folder(self, unreadable: Mapping[int, str]) -> None:
-        """Take the run folder, unless it is taken, or the run is to stop."""
+        """Take the run folder, unless it is taken already or the run is to stop."""
         if self._state.lease or self.stop.is_set() or self.kill.is_set() or not self._take_folder:
             return
         try:
@@ -121,7 +121,7 @@ class GridWatch:
         self.kill.set()
 
     def _leave_out(self, trial_id: str) -> None:
-        """The budget has nothing left for the trial."""
+        """Leave the trial out, as the budget has nothing left for it."""
         self.budget_used_up = True
         self._state.running.discard(trial_id)
         self.progress.put_back(trial_id)

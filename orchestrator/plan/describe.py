@@ -15,7 +15,7 @@ def describe(plan: Plan, spec: Spec, images: str, folder: str, forecast: Iterabl
 
     images, folder: one line on each. forecast: the lines of `describe_outlook`.
     """
-    ahead = list(forecast)
+    forecast_lines = list(forecast)
     sizes = sorted({_batch_size(plan, trial) for trial in plan.trials})
     steps = "; ".join(_steps(plan.counts.training, size) for size in sizes)
     shared = "" if plan.epochs_asked == plan.epochs_trained else " (points that differ only in epochs share a trial)"
@@ -26,7 +26,7 @@ def describe(plan: Plan, spec: Spec, images: str, folder: str, forecast: Iterabl
         f"  steps   an epoch: {steps}",
         f"  epochs  {plan.epochs_asked} asked for, {plan.epochs_trained} trained{shared}",
         f"  folder  {folder}",
-        *(["", *ahead] if ahead else []),
+        *(["", *forecast_lines] if forecast_lines else []),
         "",
         "trial         epochs    forecast  values",
     ]
@@ -41,9 +41,9 @@ def describe(plan: Plan, spec: Spec, images: str, folder: str, forecast: Iterabl
 def describe_outlook(
     plan: Plan, spec: Spec, slots: int, todo: Collection[Trial], pace: Pace = FIRST_GUESS
 ) -> Iterator[str]:
-    """When what remains is trained on 1, 2, 4, … nodes like this machine, and what that costs; nothing, if it is done.
+    """Lines on how long the remaining trials take on 1, 2, 4, … nodes like this machine, and what that costs.
 
-    slots: trials at once on a node. todo: the trials that remain, longest first.
+    slots: trials at once on a node. todo: the trials that remain, longest first; if there are none, no lines.
     """
     if not todo:
         return

@@ -1,4 +1,4 @@
-"""Forecast: how long trials take, on how many nodes, and what that costs. Pure: figures in, figures out."""
+"""Forecast: how long trials take, on how many nodes, and what that costs. Pure."""
 
 import heapq
 import itertools
@@ -13,7 +13,7 @@ from orchestrator.spec.sections import Resources
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Images that train and that validate. packed: they are rows of Parquet shards."""
+    """How many images train and how many validate. packed: they are rows of Parquet shards."""
 
     training: int
     validation: int
@@ -41,7 +41,7 @@ LIST_PRICES = {
     "p3.2xlarge": 3.06,
 }
 
-_SIDE = 64  # images of 64 x 64 were measured; what depends on pixels is scaled from there
+_SIDE = 64  # a Pace is measured on images of 64 x 64; what depends on pixels is scaled from there
 
 MOST_PER_GPU = 8
 _GPU_CONTEXT_MB = 1500  # what CUDA, cuDNN and TensorFlow hold for one process: assumed, not measured
@@ -49,27 +49,27 @@ _STEP_BYTES_PER_PIXEL = 2000  # activations, gradients and workspace of small_cn
 
 
 def gpu_memory_mb(settings: Settings, counts: Counts) -> float:
-    """What a trial is expected to take of a GPU, with the decoded images of its data set on it, in MB."""
+    """GPU memory that a trial is expected to take, in MB, including the decoded images of its data set."""
     pixels = math.prod(settings.data.image_size)
     images = (counts.training + counts.validation) * 3 * pixels
     return _GPU_CONTEXT_MB + (images + settings.train.batch_size * pixels * _STEP_BYTES_PER_PIXEL) / 1e6
 
 
 def trials_per_gpu(gpu_mb: float, trial_mb: float) -> int:
-    """How many trials share a GPU of `gpu_mb`: at least 1, at most MOST_PER_GPU, and a tenth of it stays free."""
+    """How many trials share a GPU of `gpu_mb`: at least 1, at most MOST_PER_GPU. A tenth of its memory stays free."""
     return max(1, min(MOST_PER_GPU, int(0.9 * gpu_mb // trial_mb)))
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast one worker, training one trial on one core or GPU, and its node are.
+    """How fast one worker is, which trains one trial on one core or GPU, and how fast its node is.
 
     Attributes:
-        source: Where the figures are from, as a person reads it.
+        source: Where the figures come from, for a person to read.
         step_s: Precision -> batch size -> seconds of a training step on images of 64 x 64.
         validation_image_s: Precision -> seconds to validate one image of 64 x 64.
-        worker_start_s: From the command's start until a worker can train (Ray, process, TensorFlow), and Ray's end.
-        trial_start_s: What a trial takes besides its epochs: building the model, the first step.
+        worker_start_s: Until a worker can train (start of the command, Ray, process, TensorFlow), plus Ray's shutdown.
+        trial_start_s: What a trial takes in addition to its epochs: building the model, the first step.
         fill_image_s: Seconds per image to fetch and decode it into a node's cache, all cores at work.
     """
 
@@ -82,7 +82,10 @@ class Pace:
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> "Pace":
-        """What `dataclasses.asdict` and JSON made of one. Raises ValueError, TypeError, KeyError or AttributeError."""
+        """Read what `dataclasses.asdict` and JSON made of a Pace.
+
+        Raises ValueError, TypeError, KeyError or AttributeError if it is not one.
+        """
         step_s = {p: {int(b): float(s) for b, s in sizes.items()} for p, sizes in tree["step_s"].items()}
         validation = {p: float(s) for p, s in tree["validation_image_s"].items()}
         rest = (float(tree[name]) for name in ("worker_start_s", "trial_start_s", "fill_image_s"))
@@ -96,8 +99,8 @@ class Pace:
         return pace
 
 
-# Measured on one core of a 2023 server: a step of small_cnn costs about 0.5 ms, and 1.4 ms an image of 64 x 64;
-# validation a third of that; bfloat16 takes 0.7 of the time where the CPU has it. 8005 JPEGs took two cores 5 s.
+# Measured on one core of a 2023 server: a step of small_cnn takes about 0.5 ms, plus 1.4 ms per image of 64 x 64.
+# Validation takes a third of that. bfloat16 takes 0.7 of the time on CPUs that have it. 8005 JPEGs took two cores 5 s.
 FIRST_GUESS = Pace(
     source="a first guess, for small_cnn on one CPU core: python -m orchestrator.calibrate measures this machine",
     step_s={p: {b: 0.0005 + b * 0.0014 * f for b in (1, 1000)} for p, f in (("float32", 1.0), ("mixed_bfloat16", 0.7))},
@@ -109,7 +112,7 @@ FIRST_GUESS = Pace(
 
 
 def epoch_s(settings: Settings, counts: Counts, pace: Pace = FIRST_GUESS) -> float:
-    """Seconds of one epoch with its validation, on one worker. A model that is no small_cnn takes its own time."""
+    """Seconds of one epoch with its validation, on one worker. The pace is that of small_cnn, whatever the model is."""
     precision = settings.train.precision if settings.train.precision in pace.step_s else "float32"
     scale = math.prod(settings.data.image_size) / _SIDE**2
     fixed_s, step_s = _step_s(pace.step_s[precision], settings.train.batch_size)
@@ -120,7 +123,7 @@ def epoch_s(settings: Settings, counts: Counts, pace: Pace = FIRST_GUESS) -> flo
 
 
 def _step_s(measured: Mapping[int, float], batch_size: int) -> tuple[float, float]:
-    """(seconds of a step whatever its images, seconds of this step), along the line between what was measured."""
+    """(seconds of any step, whatever its images, seconds of this step), on a line through two measured batch sizes."""
     sizes = sorted(measured)
     if len(sizes) == 1:
         return 0.0, measured[sizes[0]] * batch_size / sizes[0]
@@ -133,13 +136,13 @@ def _step_s(measured: Mapping[int, float], batch_size: int) -> tuple[float, floa
 
 
 def schedule(trials_s: Sequence[float], nodes: int, slots: int, start_s: float) -> list[float]:
-    """For each node, seconds until its last trial ends: 0 where it gets none.
+    """For each node, seconds until its last trial ends; 0 for a node that gets none.
 
     trials_s: worker time of each trial, in the order in which they start; each goes to the worker that is free first.
-    slots: trials at once on a node. start_s: until a node's workers can train.
+    slots: trials at once on a node. start_s: seconds until a node's workers can train.
     """
     ends = [0.0] * nodes
-    free = [(start_s, node) for _ in range(slots) for node in range(nodes)]  # nodes first: Ray spreads them alike
+    free = [(start_s, node) for _ in range(slots) for node in range(nodes)]
     heapq.heapify(free)
     for trial_s in trials_s:
         at_s, node = heapq.heappop(free)
@@ -151,9 +154,9 @@ def schedule(trials_s: Sequence[float], nodes: int, slots: int, start_s: float) 
 def outlook(
     trials_s: Sequence[float], slots: int, pace: Pace, fill_images: int, usd_per_hour: float | None
 ) -> Iterator[tuple[int, float, float | None]]:
-    """(nodes, hours until all is trained, dollars for these nodes) for 1, 2, 4, … nodes, until more do not help.
+    """(nodes, hours until all is trained, dollars for these nodes) for 1, 2, 4, … nodes, until more would not help.
 
-    trials_s: worker time of the trials still to train, longest first. fill_images: how many each node has to decode.
+    trials_s: worker time of the trials still to train, longest first. fill_images: images that each node decodes.
     """
     start_s = pace.worker_start_s + fill_images * pace.fill_image_s
     whole_s = [pace.trial_start_s + trial_s for trial_s in trials_s]
@@ -165,6 +168,6 @@ def outlook(
 
 
 def price(resources: Resources, node_type: str | None) -> float | None:
-    """USD an hour of a node: the spec's figure for its type, or for every type, or the list price; None if unknown."""
+    """USD an hour of a node: the spec's price for its type, or for every type, or the list price; None if unknown."""
     own, name = resources.usd_per_hour, node_type or resources.node_type or "*"
     return own.get(name, own.get("*", LIST_PRICES.get(name)))

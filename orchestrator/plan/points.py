@@ -1,4 +1,4 @@
-"""Points: which points the grid holds, and which trials train them. Pure: no I/O, no TensorFlow, no Ray."""
+"""Points: which points the grid has, and which trials train them. Pure."""
 
 import hashlib
 import itertools
@@ -19,7 +19,7 @@ class Point:
 
     Attributes:
         values: Axis name -> value, in the order of the spec's axes.
-        epochs: After how many epochs it is read off.
+        epochs: Its figures are read after this many epochs.
     """
 
     id: str
@@ -34,11 +34,11 @@ class Trial:
     """One training run on one worker.
 
     Attributes:
-        id: 12 hex digits of SHA-256 over all that decides its weights: the same trial has the same id everywhere.
-        values: Axis values but epochs.
-        milestones: Epoch counts at which a point is read off, ascending; the last is how long it trains.
-        forecast_s: Predicted worker time in seconds; trials start longest first. Of what `remaining` gives: of the
-            epochs that are left.
+        id: 12 hex digits of SHA-256 over everything that decides its weights, so the same trial has one id everywhere.
+        values: Axis values without epochs.
+        milestones: After how many epochs the figures of a point are read, ascending; the trial ends with the last.
+        forecast_s: Predicted worker time in seconds; trials start longest first. In trials that `remaining` returns,
+            only of the epochs that are left.
         points: Id of the point at each milestone.
     """
 
@@ -49,9 +49,9 @@ class Trial:
     forecast_s: float
     points: tuple[str, ...]
 
-    def left_s(self, behind: float) -> float:
-        """Worker time of a whole trial that is left after so many epochs, in seconds."""
-        return self.forecast_s * (1 - behind / self.milestones[-1])
+    def left_s(self, epochs_done: float) -> float:
+        """Worker time left after so many epochs, in seconds. Only for a trial whose forecast_s is for all epochs."""
+        return self.forecast_s * (1 - epochs_done / self.milestones[-1])
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Plan:
 
     Attributes:
         axes: Names of the axes, in the order of the spec.
-        shared: What every trial shares and that decides its weights; see spec.shared_settings.
+        shared: What all trials share that affects their weights: settings, the model's defaults and source, the index.
     """
 
     axes: tuple[str, ...]
@@ -83,13 +83,13 @@ class Plan:
 def make_plan(
     spec: Spec, counts: Counts, index_digest: str, code: Code, share_epochs: bool = True, pace: Pace = FIRST_GUESS
 ) -> Plan:
-    """Lay out every point of the spec and the trials that train them.
+    """List every point of the spec and the trials that train them.
 
-    An axis that a single point leaves out stands at its default, as it does in a spec without that axis: so a grid can
-    gain an axis and keep what is trained.
+    A point that does not name an axis gets its default, as in a spec without that axis. So a grid can gain an axis and
+    keep what is trained.
 
-    share_epochs: points that differ only in epochs share one trial, which is read off at each of them.
-    Raises BadInput for a point listed twice, an exclusion that takes nothing out, or an empty grid.
+    share_epochs: points that differ only in epochs share one trial, which has a milestone for each of them.
+    Raises BadInput for a point listed twice, an exclusion that removes nothing, or an empty grid.
     """
     model_args = {
         axis_path(name): value
@@ -104,7 +104,7 @@ def make_plan(
 
 
 class _TrialHashes:
-    """The hash of all that decides a trial's weights, made once for points that share it."""
+    """Hashes of everything that decides a trial's weights; points that share a trial share its hash."""
 
     def __init__(self, spec: Spec, counts: Counts, shared: Mapping[str, Any], share_epochs: bool) -> None:
         self._spec, self._counts, self._share_epochs = spec, counts, share_epochs
@@ -114,7 +114,7 @@ class _TrialHashes:
         self._streams: dict[Any, bool] = {}  # by image size
 
     def of(self, values: Mapping[str, Any], texts: Mapping[str, str], seed: int, epochs: int) -> Any:
-        """texts: the values in canonical form."""
+        """The hash of the trial that has these values. texts: the values in canonical form."""
         own_texts = (text for name, text in texts.items() if name != "epochs")
         key = (*own_texts, seed, None if self._share_epochs else epochs)
         found = self._made.get(key)
@@ -126,7 +126,7 @@ class _TrialHashes:
         return found
 
     def _streams_shards(self, values: Mapping[str, Any]) -> bool:
-        """Shards that are streamed are shuffled in windows, so their trials have other weights."""
+        """Whether shards are streamed: then they are shuffled in windows, and the trial gets other weights."""
         if not self._counts.packed:
             return False
         size = values.get("image_size")
@@ -137,7 +137,7 @@ class _TrialHashes:
 
 
 def _points(spec: Spec, defaults: Mapping[str, Any], hashes: _TrialHashes) -> Iterator[Point]:
-    """Every point of the spec. Raises BadInput for one that stands twice."""
+    """Every point of the spec. Raises BadInput for one that is listed twice."""
     seen: dict[str, str] = {}
     for values, texts, where in _combinations(spec, defaults):
         epochs = values.get("epochs", spec.train.epochs)
@@ -159,7 +159,7 @@ def _trials(points: Sequence[Point], spec: Spec, counts: Counts, pace: Pace) -> 
     served: dict[str, list[Point]] = {}
     for point in points:
         served.setdefault(point.trial_id, []).append(point)
-    forecast_s: dict[tuple[Any, ...], float] = {}  # of an epoch, by the values that it depends on
+    forecast_s: dict[tuple[Any, ...], float] = {}  # of one epoch, by the values that it depends on
     trials = []
     for trial_id, own in served.items():
         own.sort(key=lambda point: point.epochs)
@@ -173,7 +173,7 @@ def _trials(points: Sequence[Point], spec: Spec, counts: Counts, pace: Pace) -> 
 
 
 def points_of(trial: Trial, axes: Collection[str]) -> tuple[Point, ...]:
-    """The points that a trial serves, as the plan has them, in the order of its milestones."""
+    """The points that a trial serves, equal to those of the plan, in the order of its milestones."""
     return tuple(
         Point(point_id, trial.id, {name: trial.values.get(name, epochs) for name in axes}, trial.seed, epochs)
         for epochs, point_id in zip(trial.milestones, trial.points, strict=True)
@@ -181,7 +181,7 @@ def points_of(trial: Trial, axes: Collection[str]) -> tuple[Point, ...]:
 
 
 def remaining(plan: Plan, done: Mapping[str, int]) -> tuple[Trial, ...]:
-    """Trials still to train, longest first. done: trial id -> epochs that its result covers."""
+    """The trials still to train, longest first. done: trial id -> epochs that its result covers."""
     left = [
         replace(trial, forecast_s=trial.left_s(done.get(trial.id, 0)))
         for trial in plan.trials
@@ -191,9 +191,9 @@ def remaining(plan: Plan, done: Mapping[str, int]) -> tuple[Trial, ...]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What two plans' shared settings disagree on, one `field: old -> new` each.
+    """Where the shared settings of two plans differ, as one `field: old -> new` each.
 
-    A field that is an axis in one of the two is left out: there its value is part of each trial's id.
+    A field that is an axis in one of the plans is left out: there its value is part of each trial's id.
     """
     return [
         f"{name}: {_brief(old[name])} -> {_brief(new[name])}"
@@ -203,21 +203,21 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def count_by_state(plan: Plan, done: Mapping[str, int], before: Collection[str]) -> dict[str, int]:
-    """How many points are done, missing (planned before, not done) and new. before: ids in the last plan."""
+    """How many points are done, missing (planned before, not done) and new. before: ids of points in the last plan."""
     finished = {p.id for p in plan.points if done.get(p.trial_id, 0) >= p.epochs}
     new = {p.id for p in plan.points if p.id not in finished and p.id not in before}
     return {"done": len(finished), "missing": len(plan.points) - len(finished) - len(new), "new": len(new)}
 
 
 def _combinations(spec: Spec, defaults: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, str], str]]:
-    """Every point but for its seed: axis -> value, the same in canonical texts, and where in the spec it stands.
+    """Every combination, without seeds: axis -> value, axis -> value as canonical text, and its place in the spec.
 
-    An axis that a point leaves out stands at its default.
+    A point that does not name an axis gets its default.
     """
     excluded = [{name: canonical(value) for name, value in rule.items()}.items() for rule in spec.exclude]
     used = [False] * len(excluded)
 
-    def taken_out(texts: Mapping[str, str]) -> bool:
+    def is_excluded(texts: Mapping[str, str]) -> bool:
         hits = [rule <= texts.items() for rule in excluded]
         for i, hit in enumerate(hits):
             used[i] = used[i] or hit
@@ -225,14 +225,14 @@ def _combinations(spec: Spec, defaults: Mapping[str, Any]) -> Iterator[tuple[dic
 
     others = [name for name in spec.axes if name not in spec.grid]
     if spec.grid:
-        rest = _fill(others, defaults, "a point of the grid", spec)
-        rest_texts = {name: canonical(value) for name, value in rest.items()}
+        fixed = _fill(others, defaults, "a point of the grid", spec)
+        fixed_texts = {name: canonical(value) for name, value in fixed.items()}
         as_texts = ([canonical(value) for value in values] for values in spec.grid.values())
         pairs = zip(itertools.product(*spec.grid.values()), itertools.product(*as_texts), strict=True)
         for chosen, texts in pairs:
-            told = dict(zip(spec.grid, texts, strict=True))
-            if not (excluded and taken_out(told)):
-                yield dict(zip(spec.grid, chosen, strict=True)) | rest, told | rest_texts, "a point of the grid"
+            grid_texts = dict(zip(spec.grid, texts, strict=True))
+            if not (excluded and is_excluded(grid_texts)):
+                yield dict(zip(spec.grid, chosen, strict=True)) | fixed, grid_texts | fixed_texts, "a point of the grid"
     for i, given in enumerate(spec.points):
         values = _fill([name for name in spec.axes if name not in given], defaults, f"points[{i}]", spec) | given
         values = {name: values[name] for name in spec.axes}
@@ -245,7 +245,7 @@ def _combinations(spec: Spec, defaults: Mapping[str, Any]) -> Iterator[tuple[dic
 
 
 def _fill(names: Iterable[str], defaults: Mapping[str, Any], where: str, spec: Spec) -> dict[str, Any]:
-    """What these axes stand at in a point that leaves them out."""
+    """Axis -> default, for axes that a point does not name. Raises BadInput if one has no default."""
     for name in names:
         if name not in defaults:
             raise BadInput(f"{where} must name {name}, to which the model {spec.model} gives no plain default")
@@ -253,7 +253,7 @@ def _fill(names: Iterable[str], defaults: Mapping[str, Any], where: str, spec: S
 
 
 def _defaults(spec: Spec, code: Code) -> dict[str, Any]:
-    """What an axis stands at in a point that leaves it out."""
+    """Axis -> its value in a point that does not name it."""
     return code.defaults | {name: getattr(getattr(spec, part), field) for name, (part, field) in AXIS_PATHS.items()}
 
 

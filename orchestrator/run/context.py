@@ -1,4 +1,4 @@
-"""Context: all that the trials of a run share, as it travels to the workers."""
+"""Context: everything that the trials of a run share, as it is sent to the workers. Pure."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from orchestrator.store import Store
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """All that the trials of a run share; crosses the network once per node.
+    """Everything that the trials of a run share; sent once to each node.
 
     Attributes:
-        images: Where the index was listed.
+        images: The store that the index lists.
         keep: Which models the workers write.
-        models_only: The trials are done, and are trained again for their models: results and checkpoints stay.
+        models_only: The trials are done and are trained again only for their models: results and checkpoints stay.
     """
 
     spec: Spec

@@ -2,9 +2,9 @@
 
     spec.yaml  plan.json  owner.json  skipped.json  trials/<id>-<epochs>.json  checkpoints/<id>.npz
     leaderboard.parquet  history.parquet  report.html  dataset.json  events/<point>/…
-    models/best.keras, .json and -validation.parquet: the winner's; <point>.…: kept; candidates/<point>.…: may yet win
+    models/best.keras, .json and -validation.parquet: the winner's; <point>.…: kept; candidates/<point>.…: may still win
 
-Every file is written whole or not at all. What cannot be read back is put aside under damaged/, never deleted.
+Every file is written whole or not at all. What cannot be read back is moved to damaged/, never deleted.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ class Run:
     store: Store
 
     def read_plan(self) -> dict[str, Any] | None:
-        """The plan that this folder was last driven with; None in a new folder, or where it is damaged."""
+        """The plan of the last driver of this folder; None in a new folder, or if the plan is damaged."""
         try:
             plan = json.loads(self.store.read("plan.json"))
             return {"shared": dict(plan["shared"]), "points": [str(point) for point in plan["points"]]}
@@ -74,7 +74,7 @@ class Run:
         self.store.write(SKIPPED, json.dumps([{"key": k, "reason": r} for k, r in skipped], indent=1).encode())
 
     def read_results(self) -> dict[str, Result]:
-        """Trial id -> its longest result. Damaged files are put aside."""
+        """Trial id -> its longest result. Damaged files are moved to damaged/."""
         found: dict[str, Result] = {}
         objects = [o for o in self.store.list("trials/") if re.fullmatch(r"trials/[^/]+-[0-9]+\.json", o.key)]
         for o, data in zip(objects, self.store.read_many(objects), strict=True):
@@ -88,31 +88,31 @@ class Run:
         return found
 
     def write_result(self, result: Result) -> None:
-        """Write a finished trial's result. The first one stays: an equal trial gives an equal result."""
+        """Write a finished trial's result. An existing one stays: the same trial gives the same result."""
         self.store.write_if_absent(f"trials/{result.trial_id}-{result.epochs}.json", result.sealed().encode())
 
     def read_checkpoint(self, trial_id: str) -> bytes | None:
         return self.read_if_there(f"checkpoints/{trial_id}.npz")
 
     def quarantine_checkpoint(self, trial_id: str) -> str:
-        """Move a checkpoint that cannot be used out of the way; returns where to."""
+        """Move a checkpoint that cannot be used to damaged/; returns its new place."""
         return self._quarantine(f"checkpoints/{trial_id}.npz")
 
     def write_checkpoint(self, trial_id: str, data: bytes) -> None:
-        """Tagged as ORCHESTRATOR_CHECKPOINT_TAG says, `key=value`. Unset: not, since not every store takes tags."""
+        """Write a checkpoint, tagged if ORCHESTRATOR_CHECKPOINT_TAG is `key=value`: not every store takes tags."""
         key, equals, value = os.environ.get("ORCHESTRATOR_CHECKPOINT_TAG", "").partition("=")
         self.store.write(f"checkpoints/{trial_id}.npz", data, {key: value} if equals else None)
 
     def write_dataset(self, facts: Mapping[str, Any]) -> None:
-        """Say what the run trains on: counts of each class, sizes, versions."""
+        """Write what the run trains on: counts per class, sizes, versions."""
         self.store.write(DATASET, json.dumps({**facts, "versions": versions()}, indent=1).encode())
 
     def list_models(self) -> list[str]:
-        """Names of the whole models: best, those of points that are kept, and below candidates/ what may yet win."""
+        """Names of the complete models: best, <point> if kept, candidates/<point> of those that may still win."""
         return [o.key[len("models/") : -len(".json")] for o in self._model_facts()]
 
     def read_models(self) -> dict[str, Exported]:
-        """Name -> what stands beside it, for every whole model."""
+        """Name -> the facts in its .json, for every complete model."""
         objects, found = self._model_facts(), {}
         for o, data in zip(objects, self.store.read_many(objects), strict=True):
             with contextlib.suppress(ValidationError):  # not one of ours
@@ -123,16 +123,16 @@ class Run:
         return [o for o in self.store.list("models") if o.key.endswith(".json")]
 
     def read_model(self, name: str) -> Exported | None:
-        """What stands beside a model; None where there is no whole model of this name."""
+        """The facts in a model's .json; None if there is no complete model of this name."""
         try:
             return Exported.model_validate_json(self.store.read(f"models/{name}.json"))
         except (Missing, ValidationError):
             return None
 
     def write_model(self, name: str, keras: bytes, validation: bytes, facts: Exported) -> None:
-        """Write a model; its .json last, so that one without is not whole.
+        """Write a model, and its .json last: a model without one is incomplete.
 
-        validation: Parquet, one row per validation image; see export.py.
+        validation: Parquet, one row per validation image; see train/export.py.
         """
         self.store.delete(f"models/{name}.json")
         self.store.write(f"models/{name}.keras", keras)
@@ -140,7 +140,7 @@ class Run:
         self.store.write(f"models/{name}.json", facts.model_dump_json(indent=1).encode())
 
     def copy_model(self, source: str, target: str, facts: Exported) -> None:
-        """Write the model `source` as `target`, with these facts beside it."""
+        """Write the model `source` as `target`, with these facts in its .json."""
         if source != target:
             keras, validation = (self.store.read(f"models/{source}{end}") for end in (".keras", "-validation.parquet"))
             self.write_model(target, keras, validation, facts)
@@ -148,16 +148,16 @@ class Run:
             self.store.write(f"models/{target}.json", facts.model_dump_json(indent=1).encode())
 
     def fetch_model(self, name: str, folder: Path) -> None:
-        """Copy a model and what stands beside it into a folder of this machine."""
+        """Copy the files of a model into a folder of this machine."""
         for end in (".json", ".keras", "-validation.parquet"):
             (folder / f"{name}{end}").write_bytes(self.store.read(f"models/{name}{end}"))
 
     def delete_models(self, names: Sequence[str]) -> None:
-        self.store.delete_many([f"models/{name}.json" for name in names])  # first: without it a model is not whole
+        self.store.delete_many([f"models/{name}.json" for name in names])  # first: without it a model is incomplete
         self.store.delete_many([f"models/{name}{end}" for name in names for end in (".keras", "-validation.parquet")])
 
     def list_events(self) -> dict[str, list[str]]:
-        """Point -> names of its files with TensorBoard's events; what else lies there is none of ours."""
+        """Point -> names of its files with TensorBoard's events. Other files there are not ours."""
         found: dict[str, list[str]] = {}
         for o in self.store.list("events"):
             if match := re.fullmatch(r"events/([^/]+)/(events\.out\.tfevents\.[0-9a-f]{8})", o.key):
@@ -166,8 +166,8 @@ class Run:
 
     def replace_events(self, point_id: str, old: Collection[str], name: str, data: bytes) -> None:
         """Write a point's events in place of its old ones."""
-        for each in old:
-            self.store.delete(f"events/{point_id}/{each}")
+        for old_name in old:
+            self.store.delete(f"events/{point_id}/{old_name}")
         self.store.write(f"events/{point_id}/{name}", data)
 
     def write_tables(self, board: pa.Table, history: pa.Table) -> None:
@@ -178,7 +178,7 @@ class Run:
             self.store.write(key, sink.getvalue().to_pybytes())
 
     def read_if_there(self, key: str) -> bytes | None:
-        """One file of the run folder; None where it is not there."""
+        """One file of the run folder; None if it does not exist."""
         try:
             return self.store.read(key)
         except Missing:
@@ -189,12 +189,12 @@ class Run:
         self.store.write(REPORT, page.encode(errors="replace"))  # a folder's name need not be Unicode
 
     def tidy(self, keep: KeepModels = KeepModels.best) -> list[str]:
-        """Clear up after killed drivers; returns where damaged tables were put. Only the holder of the lease may."""
+        """Clean up after killed drivers. Returns where damaged tables were moved. Only for the holder of the lease."""
         self.store.sweep()
         tables = [BOARD, HISTORY, *([] if keep is KeepModels.none else [VALIDATION])]
         damaged = [key for key in tables if not self._is_whole(key)]
         if VALIDATION in damaged:
-            self.store.delete(f"models/{BEST}.json")  # so the model is made again, and its predictions with it
+            self.store.delete(f"models/{BEST}.json")  # so that the model is made again, with its predictions
         return [self._quarantine(key) for key in damaged]
 
     def _is_whole(self, key: str) -> bool:
@@ -215,18 +215,18 @@ class Run:
 
 
 def read_parquet(data: bytes) -> pa.Table:
-    """A table of a run folder. Raises ArrowException or OSError where it is damaged, checksums included."""
+    """A table of a run folder, checked by its checksums. Raises ArrowException or OSError if it is damaged."""
     # not read_table: its threads may still hold `data` when Python ends, which aborts the process now and then
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             table = file.read(use_threads=False)
-    except UnicodeDecodeError as error:  # the name of a column
+    except UnicodeDecodeError as error:  # in the name of a column
         raise pa.ArrowInvalid(str(error)) from None
-    table.validate(full=True)  # texts too
+    table.validate(full=True)  # strings too
     return table
 
 
 def versions() -> dict[str, str]:
-    """What trains, by name."""
+    """Name -> version, of everything that a result depends on."""
     libraries = {name: version(name) for name in ("tensorflow", "keras")}
     return {"python": platform.python_version(), **libraries, "orchestrator": __version__}

@@ -3,8 +3,8 @@
 A lease is stale when its process is gone from this machine, or when nobody renewed it for STALE_S of this process's own
 time: no clock of another machine is trusted.
 
-Where the store's conditional writes hold, at most one driver has the lease. Where some do not, which is found out when
-the lease is taken, the driver writes, waits for SETTLE_S and looks whether the lease is still its own.
+Where the store's conditional writes work, at most one driver has the lease. They are tested when the lease is taken. If
+some do not work, the driver writes, waits for SETTLE_S and checks whether the lease is still its own.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ KEY = "owner.json"
 RENEW_S = 5.0
 STALE_S = 20.0
 SETTLE_S = 3.0
-ROUNDS = 5  # how often the lease may slip away to others while it is taken
-# runs on while the machine sleeps, and no one can set it
+ROUNDS = 5  # attempts to take the lease while others are faster
+# counts the time that the machine sleeps, and nobody can set it
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def _unsaid(line: str) -> None:
-    """Where nobody is there to read it."""
+    """The default for `say`: nobody reads the line."""
 
 
 class Lease:
@@ -42,10 +42,10 @@ class Lease:
     say: called with a line for the person before a wait of more than a few seconds.
 
     Attributes:
-        lost: Somebody else drives this run now.
-        trouble: Why the lease could not be renewed the last time; None where it was.
-        exclusive: The store refuses a second driver by itself. Where not all its conditional writes hold, only a look
-            at owner.json before each write does, and two that start in the same moment may both go on for a while.
+        lost: Another driver has this run now.
+        trouble: Why the last renewal failed; None if it did not.
+        exclusive: The store itself refuses a second driver. If not all its conditional writes work, a driver only reads
+            owner.json before each write, and two that start at the same moment may both go on for some time.
     """
 
     def __init__(
@@ -81,18 +81,18 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        with contextlib.suppress(StoreError):  # it grows stale by itself
+        with contextlib.suppress(StoreError):  # without this, it becomes stale
             if not self.lost and self._mine():
                 self._store.delete(KEY)
 
     def holds(self) -> bool:
-        """Whether this process may write the run now. One that slept asks the store, and learns if it was too long."""
+        """Whether this process may write the run now. After a sleep it asks the store first."""
         if _now() - self._renewed > 2 * RENEW_S:
             self._renew_once()
         return not self.lost and _now() - self._renewed < STALE_S
 
     def _take(self) -> str | None:
-        """The version of the lease, if it is ours now; None where somebody else was faster."""
+        """The version of the lease, if it is ours now; None if somebody else was faster."""
         seen = _read(self._store)[1] if self._takeover else refuse_if_held(self._store, self._say)
         if seen:
             version = self._store.replace_if_unchanged(KEY, self._text(), seen)
@@ -102,13 +102,13 @@ class Lease:
         self._renewed = _now()
         version = version and self._store.try_conditions(KEY, self._text(), version)
         if version and not self.exclusive:
-            # another driver may have looked before our first write; the last one to write has it
+            # another driver may have read it before our first write; the last to write has the lease
             self._ended.wait(SETTLE_S)
             return self._mine()
         return version
 
     def _mine(self) -> str | None:
-        """The version of the lease in the store, if it is ours: a write whose answer was lost may be there."""
+        """The version of the lease in the store, if it is ours; also if the answer to our write was lost."""
         owner, version = _read(self._store)
         return version if owner.get("token") == self._owner["token"] else None
 
@@ -136,14 +136,14 @@ class Lease:
                 self._on_lost()
 
     def _text(self) -> bytes:
-        self._writes += 1  # so that no two are alike: many a store's version is a hash of the bytes
+        self._writes += 1  # so that no two are equal: many stores use a hash of the bytes as the version
         return json.dumps({**self._owner, "renewed": now(), "writes": self._writes}).encode()
 
 
 def refuse_if_held(store: Store, say: Callable[[str], None] = _unsaid) -> str:
-    """Raise BadInput that says who drives this run, if anybody does. Takes up to STALE_S to be sure, and says so first.
+    """Raise BadInput if a driver is at work on this run, and name it. Takes up to STALE_S, and says so first.
 
-    Returns the version of what a driver left that is gone; empty where there is nothing.
+    Returns the version of the lease that a dead driver left; empty if there is none.
     """
     owner, version = _read(store)
     if not version or _is_gone(owner):
@@ -173,7 +173,7 @@ def _now() -> float:
 
 
 def _read(store: Store) -> tuple[dict[str, Any], str]:
-    """The owner and the version of its file; an empty version where there is none."""
+    """The owner and the version of owner.json; an empty version if there is none."""
     try:
         data, version = store.read_versioned(KEY)
     except Missing:
@@ -186,14 +186,14 @@ def _read(store: Store) -> tuple[dict[str, Any], str]:
 
 
 def _is_gone(owner: dict[str, Any]) -> bool:
-    """True where the owner was a process of this machine that has ended."""
+    """Whether the owner was a process of this machine that has ended."""
     if owner.get("host") != platform.node() or not owner.get("started"):
         return False
     return _process_start(owner.get("pid")) != owner["started"]
 
 
 def _process_start(pid: object) -> str:
-    """A mark that no other process with this number has had since the machine started; empty where there is none."""
+    """The boot and the start time of a process, which no other with its number shares. Empty if it has ended."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path(f'/proc/{int(str(pid))}/stat').read_text().rpartition(')')[2].split()[19]}"

@@ -1,4 +1,4 @@
-"""Result: what one trial gives back, and which of its epochs a point speaks of. Pure."""
+"""Result: what one trial gives back, and which of its epochs counts for a point. Pure."""
 
 import hashlib
 import math
@@ -20,8 +20,8 @@ class Epoch(_Record):
     """One epoch of one trial.
 
     Attributes:
-        metrics: Name -> value, as metrics.METRICS has them. Results of 0.1.0 lack the objectives: their losses hold the
-            penalties of the model's regularizers.
+        metrics: Name -> value, with the names of metrics.METRICS. Results of 0.1.0 have no objectives: their losses
+            include the penalties of the model's regularizers.
         train_s: Seconds of training, without validate_s.
     """
 
@@ -34,7 +34,7 @@ class Epoch(_Record):
     @model_validator(mode="before")
     @classmethod
     def _gather_metrics(cls, data: Any) -> Any:
-        """Metrics may also stand beside the other fields, as in results of 0.1.0."""
+        """Also accept metrics as fields of their own, as in results of 0.1.0."""
         if not isinstance(data, dict) or "metrics" in data:
             return data
         found = {name: data[name] for name in METRICS if name in data}
@@ -42,7 +42,7 @@ class Epoch(_Record):
 
     @property
     def figures(self) -> dict[str, float]:
-        """All that was measured, by name: a row of the history."""
+        """Everything that was measured, by name: a row of the history."""
         times = {"train_s": self.train_s, "images_per_s": self.images_per_s, "validate_s": self.validate_s}
         return {**self.metrics, **times}
 
@@ -51,12 +51,12 @@ class Result(_Record):
     """What a trial gives back: its history, or the error that ended it.
 
     Attributes:
-        epochs: How many epochs were asked for; the history is shorter only where early stopping ended it.
+        epochs: How many epochs were asked for; the history is shorter only if early stopping ended it.
         digests: Epoch -> SHA-256 of the weights after it, for each milestone.
         peak_memory_mb: Most memory that the worker process held during the trial.
-        node_type: What the node says it is, such as g4dn.xlarge; node_share: fraction of the node that the trial held.
+        node_type: What the node says it is, such as g4dn.xlarge. node_share: fraction of the node that the trial held.
         started_at, finished_at: UTC, ISO 8601.
-        checksum: Of all the rest, in a file alone: see `sealed`.
+        checksum: Of everything else; only in a file, see `sealed`.
     """
 
     version: Literal[1, 2] = 2
@@ -77,20 +77,20 @@ class Result(_Record):
     checksum: str | None = None
 
     def sealed(self) -> str:
-        """As JSON that ends in a checksum of all before it, so that a single turned bit is found."""
+        """As JSON that ends in a checksum of everything before it, so that a single flipped bit is found."""
         text = self.model_copy(update={"checksum": None}).model_dump_json().removesuffix(_UNSEALED)
         return f'{text},"checksum":"{_sum(text)}"}}'
 
     @classmethod
     def unsealed(cls, data: bytes) -> "Result":
-        """What `sealed` gave, by this version or an older one. Raises ValueError where it is damaged."""
-        found = cls.model_validate_json(data)
-        if found.checksum is None:  # of a version before checksums
-            return found
-        text = data.decode().removesuffix(f',"checksum":"{found.checksum}"}}')
-        if found.checksum != _sum(text):
+        """Read what `sealed` of this version or an older one wrote. Raises ValueError if it is damaged."""
+        result = cls.model_validate_json(data)
+        if result.checksum is None:  # written before there were checksums
+            return result
+        text = data.decode().removesuffix(f',"checksum":"{result.checksum}"}}')
+        if result.checksum != _sum(text):
             raise ValueError("its checksum is that of another result")
-        return found.model_copy(update={"checksum": None})
+        return result.model_copy(update={"checksum": None})
 
 
 def _sum(text: str) -> str:
@@ -98,12 +98,12 @@ def _sum(text: str) -> str:
 
 
 class Exported(_Record):
-    """What stands beside an exported model: all that using it takes.
+    """The .json beside an exported model: everything that is needed to use it.
 
     Attributes:
-        classes: Names, in the order of the model's output; of two, the one output is the probability of the second.
+        classes: Names, in the order of the model's output. With two, the one output is the probability of the second.
         image_size: (height, width) in pixels.
-        scale: What the model's input is multiplied with, after images are decoded to RGB 0..255 and resized.
+        scale: Factor for the model's input, once images are decoded to RGB 0..255 and resized.
         epochs: How many epochs the point was asked to train.
         epoch: After which epoch the weights were taken; metrics are those of this epoch.
         weights: SHA-256 over the weights.
@@ -129,9 +129,9 @@ class Exported(_Record):
 
 
 def monitored(history: Sequence[Epoch]) -> list[float]:
-    """For each epoch the loss that early stopping goes by: val_loss, the lower the better.
+    """For each epoch, the loss that decides on early stopping: val_loss, the lower the better.
 
-    A trial that 0.1.0 began goes on by what it began with, the loss with the penalties.
+    A trial that version 0.1.0 began keeps to the loss that it began with, which includes the penalties.
     """
     if any("val_objective" not in epoch.metrics for epoch in history):
         return [epoch.metrics.get("val_objective", epoch.metrics["val_loss"]) for epoch in history]
@@ -160,7 +160,7 @@ def ranked_by(history: Sequence[Epoch], restore_best: bool, metric: str) -> Epoc
 
 
 def merit(history: Sequence[Epoch], restore_best: bool, metric: str) -> tuple[float, int]:
-    """What points are ranked by, the lowest first; of equals, the one that took fewer epochs."""
+    """The sort key of points, lowest first: the metric, then the number of epochs trained."""
     row = METRICS[metric]
     value = ranked_by(history, restore_best, metric).metrics.get(row.recorded, -row.sign * math.inf)
     return -row.sign * value, len(history)

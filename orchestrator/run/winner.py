@@ -1,8 +1,8 @@
-"""Winner: which exported models a run folder needs, keeps and lets go. Workers write them (export.py); no Keras here.
+"""Winner: which exported models a run folder needs, keeps and deletes. Workers write them (train/export.py).
 
 models/best.keras                the winner's
 models/<point>.keras             of every point, where all are kept
-models/candidates/<point>.keras  of trials at work, and of the one that leads: gone when beaten
+models/candidates/<point>.keras  of running trials, and of the one that leads; deleted when beaten
 """
 
 from collections.abc import Collection, Mapping
@@ -30,7 +30,7 @@ def trained_points(plan: Plan, results: Mapping[str, Result]) -> list[Point]:
 
 
 def delete_beaten(run: Run, plan: Plan, results: Mapping[str, Result], leader: Point | None) -> None:
-    """Delete the candidates of finished trials, but those of the trial that leads."""
+    """Delete the candidates of finished trials, except those of the trial that leads."""
     done = {p.id for p in trained_points(plan, results) if leader is None or p.trial_id != leader.trial_id}
     candidates = (name for name in run.list_models() if name.startswith(CANDIDATES))
     run.delete_models([name for name in candidates if name.removeprefix(CANDIDATES) in done])
@@ -39,36 +39,36 @@ def delete_beaten(run: Run, plan: Plan, results: Mapping[str, Result], leader: P
 def place_models(
     run: Run, plan: Plan, results: Mapping[str, Result], first: Point | None, spec: Spec, keep: KeepModels
 ) -> tuple[Trial, ...]:
-    """Make models/best the model of the point that ranks first, and models/<point> each point's where all are kept.
+    """Put the model of the point that ranks first at models/best, and, if all are kept, each point's at models/<point>.
 
-    Returns what must be trained again, because its weights lie nowhere: each trial with those of its milestones alone.
+    Returns the trials that must be trained again because no file has their weights, each with only those milestones.
     """
     if keep is KeepModels.none or first is None:
         return ()
-    there = run.read_models()
+    models = run.read_models()
     trials = {trial.id: trial for trial in plan.trials}
     lacking: dict[str, dict[str, Point]] = {}
 
-    def found(point: Point, own: str) -> str | None:
+    def find_model(point: Point, own: str) -> str | None:
         epoch = epoch_of(point, results, spec).epoch
         ids = (point.id, *trials[point.trial_id].points)  # another point of the trial may have the same weights
         names = [name for each in ids for name in (each, f"{CANDIDATES}{each}")]
-        same = (n for n in [own, *names, BEST] if n in there)
-        return next((n for n in same if (there[n].trial_id, there[n].epoch) == (point.trial_id, epoch)), None)
+        existing = (n for n in [own, *names, BEST] if n in models)
+        return next((n for n in existing if (models[n].trial_id, models[n].epoch) == (point.trial_id, epoch)), None)
 
     for point in trained_points(plan, results) if keep is KeepModels.all else ():
-        name = found(point, point.id)
+        name = find_model(point, point.id)
         if name is None:
             lacking.setdefault(point.trial_id, {})[point.id] = point
         elif name != point.id:
-            run.copy_model(name, point.id, _facts_for(there[name], point, spec))
-    name = found(first, BEST)
+            run.copy_model(name, point.id, _facts_for(models[name], point, spec))
+    name = find_model(first, BEST)
     if name is None:
         lacking.setdefault(first.trial_id, {})[first.id] = first
     else:
-        told = _facts_for(there[name], first, spec)
-        if name != BEST or told.model_dump_json() != there[BEST].model_dump_json():
-            run.copy_model(name, BEST, told)
+        facts = _facts_for(models[name], first, spec)
+        if name != BEST or facts.model_dump_json() != models[BEST].model_dump_json():
+            run.copy_model(name, BEST, facts)
         delete_beaten(run, plan, results, None)
     return tuple(_retraining(trial, lacking[trial.id].values()) for trial in plan.trials if trial.id in lacking)
 
@@ -81,7 +81,7 @@ def epoch_of(point: Point, results: Mapping[str, Result], spec: Spec) -> Epoch:
 
 
 def _facts_for(facts: Exported, point: Point, spec: Spec) -> Exported:
-    """The same model's facts, as a point of the spec as it is now."""
+    """The facts of the same model, for this point and the spec as it is now."""
     now = {"metric": spec.metric, "spec": spec.model_dump(mode="json")}
     return facts.model_copy(update={"point_id": point.id, "values": dict(point.values), "epochs": point.epochs, **now})
 

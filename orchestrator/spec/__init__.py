@@ -1,1 +1,1 @@
-"""What a user writes: sections, axes, reading it, the source of a model. Pure."""
+"""What a user writes: sections and axes, how a spec is read, and the source of a model. Pure."""

@@ -1,4 +1,4 @@
-"""Axes: which field of the spec an axis sets, and what one trial trains with once its values are put in. Pure."""
+"""Axes: which field of the spec an axis sets, and the settings of one trial. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Settings:
     """What one trial trains with: the shared sections of the spec, with the axis values put in.
 
     Attributes:
-        model_args: Axis values that no section knows; handed to the model function by name.
+        model_args: Axis values that belong to no section; passed to the model function by name.
     """
 
     data: Data
@@ -30,8 +30,8 @@ AXIS_PATHS: dict[str, tuple[str, str]] = {
     **{name: ("train", name) for name in Train.model_fields if name not in ("early_stopping", "checkpoint_every_s")},
 }
 SECTIONS: dict[str, type[Section]] = {"data": Data, "augment": Augment, "train": Train}
-# Names that an axis cannot have: fields of train that are none, what every model function takes, keys of the plan as
-# JSON, columns of the leaderboard.
+# Names that an axis cannot have: the fields of train that are not axes, the arguments of every model function, keys of
+# the plan as JSON, columns of the leaderboard.
 RESERVED_AXES = (
     {"early_stopping", "checkpoint_every_s", "input_shape", "classes", "id", "milestones", "forecast_s"}
     | {"rank", "point_id", "trial_id", "status", "seed", "best_epoch", "epochs_trained", "steps_per_epoch", "train_s"}
@@ -61,10 +61,10 @@ def resolve(spec: Spec, values: Mapping[str, Any]) -> Settings:
 
 
 def shared_settings(spec: Spec) -> dict[str, Any]:
-    """Flat `section.field` -> value of all that every trial shares and that decides its weights.
+    """`section.field` -> value, for every setting that all trials share and that affects their weights.
 
-    Fields that an axis sets are left out, and so is what only says where, when or how fast: a run folder with the same
-    shared settings can take this spec's points.
+    Fields that an axis sets are left out, and so are those that only say where, when or how fast. A run folder with the
+    same shared settings can take this spec's points.
     """
     kept = {
         "data": spec.data.model_dump(exclude={"uri", "on_bad_image", "cache_limit_gb"}),
@@ -78,7 +78,7 @@ def shared_settings(spec: Spec) -> dict[str, Any]:
 
 
 def canonical(value: Any) -> str:
-    """A text that is equal for equal values: 0 and 0.0 train alike, so they read alike."""
+    """The same text for equal values: 0 and 0.0 train alike, so both give "0"."""
     if isinstance(value, bool) or value is None:
         return str(value)
     if isinstance(value, float):

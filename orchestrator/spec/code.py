@@ -1,4 +1,4 @@
-"""Code: the source of a model function, found and read without running it."""
+"""Code: finds the source of a model function and reads it, without running it."""
 
 import ast
 import contextlib
@@ -10,10 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 from orchestrator.errors import BadInput
 from orchestrator.spec.sections import Scalar
@@ -21,11 +18,11 @@ from orchestrator.spec.sections import Scalar
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """What builds a model, read without running it.
+    """What is known of a model function without running it.
 
     Attributes:
-        digest: SHA-256 of the source.
-        defaults: Argument -> default, of those beside input_shape and classes whose default is a plain value or None.
+        digest: SHA-256 of the source: of the function for small_cnn, of the whole file for any other model.
+        defaults: Argument -> its default, if that is a plain value or None.
     """
 
     digest: str
@@ -35,8 +32,8 @@ class Code:
 def read_code(name: str, axes: Sequence[str]) -> Code:
     """Find the code of the model `name`.
 
-    axes: names the function must take beside input_shape and classes. Raises BadInput where it is missing or
-    refuses one.
+    axes: names that the function must take besides input_shape and classes. Raises BadInput if the function is missing,
+    does not take one of these, or needs another argument.
     """
     module, function = split_name(name)
     path = _find(module, name)
@@ -47,11 +44,11 @@ def read_code(name: str, axes: Sequence[str]) -> Code:
         raise BadInput(f"model {name}: {path} line {error.lineno} is not Python: {error.msg}") from None
     except (OSError, ValueError) as error:
         raise BadInput(f"model {name}: {path} must be a Python file in UTF-8: {error}") from None
-    found = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    if function not in found:
-        names = ", ".join(n for n in found if not n.startswith("_")) or "none"
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if function not in functions:
+        names = ", ".join(n for n in functions if not n.startswith("_")) or "none"
         raise BadInput(f"model must name a function that exists, got {name}: {module} defines {names}")
-    arguments = found[function].args
+    arguments = functions[function].args
     takes = [a.arg for a in (*arguments.args, *arguments.kwonlyargs)]
     if arguments.kwarg is None:
         for needed in ("input_shape", "classes"):
@@ -72,7 +69,7 @@ def read_code(name: str, axes: Sequence[str]) -> Code:
                 f"model {name} must be given the argument {needed}, which has no default: "
                 f"make it an axis of the grid, or give it a default"
             )
-    own_code = ast.get_source_segment(text, found[function]) if name == "small_cnn" else text
+    own_code = ast.get_source_segment(text, functions[function]) if name == "small_cnn" else text
     return Code(hashlib.sha256((own_code or text).encode()).hexdigest(), _plain_defaults(arguments))
 
 
@@ -89,7 +86,7 @@ def _plain_defaults(arguments: ast.arguments) -> dict[str, Any]:
     ]
     plain = {}
     for argument, default in pairs:
-        if default is None:  # a keyword argument without one
+        if default is None:  # a keyword-only argument without a default
             continue
         with contextlib.suppress(ValueError, TypeError):  # not a literal
             value = ast.literal_eval(default)
@@ -110,15 +107,15 @@ def _find(module: str, name: str) -> Path:
         sys.path.insert(0, str(Path.cwd()))
     top, *below = module.split(".")
     try:
-        found = importlib.util.find_spec(top)
+        module_spec = importlib.util.find_spec(top)
     except ValueError:  # a module without a spec, such as __main__
-        found = None
+        module_spec = None
     dotted = top
-    for part in below:  # by hand: find_spec of "a.b" would import a, and run whatever it does
+    for part in below:  # step by step: find_spec("a.b") would import a, and so run its code
         dotted += f".{part}"
-        places = found.submodule_search_locations if found else None
-        found = PathFinder.find_spec(dotted, places) if places else None
-    origin = found.origin if found else None
+        places = module_spec.submodule_search_locations if module_spec else None
+        module_spec = PathFinder.find_spec(dotted, places) if places else None
+    origin = module_spec.origin if module_spec else None
     if not origin or not origin.endswith(".py"):
         raise BadInput(
             f"model must name a module that can be imported, got {name}: there is no {module} in the current "

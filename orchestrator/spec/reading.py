@@ -1,4 +1,4 @@
-"""Reading: YAML and overrides -> Spec; errors that name the field and say what to do. Pure: text in, values out."""
+"""Reading: YAML and overrides -> Spec, with errors that name the field and say what to do. Pure."""
 
 import difflib
 import math
@@ -20,12 +20,15 @@ _PARTS: dict[str, type[Section]] = {**SECTIONS, "resources": Resources, "budget"
 
 
 def to_yaml(spec: Spec) -> str:
-    """The resolved spec, every default written out."""
+    """The spec as YAML, with every default written out."""
     return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, default_flow_style=None)
 
 
 def load_spec(text: str, overrides: Sequence[str] = (), source: str = "spec") -> Spec:
-    """Parse a spec and apply `PATH=VALUE` overrides (VALUE is YAML). Raises BadInput naming the field and the cure."""
+    """Parse a spec and apply `PATH=VALUE` overrides (VALUE is YAML).
+
+    Raises BadInput that names the field and says what to do.
+    """
     tree = _parse(text, source)
     if not isinstance(tree, dict):
         raise BadInput(f"{source} must be a mapping with the keys {', '.join(Spec.model_fields)}, got {_show(tree)}")
@@ -39,7 +42,7 @@ def load_spec(text: str, overrides: Sequence[str] = (), source: str = "spec") ->
 
 
 def validate(tree: Mapping[str, Any]) -> Spec:
-    """A mapping of plain values -> Spec. Raises BadInput for the first thing that is wrong, and says how many more."""
+    """A mapping of plain values -> Spec. Raises BadInput that names the first problem and counts the others."""
     try:
         spec = Spec.model_validate(tree)
     except ValidationError as error:
@@ -115,9 +118,9 @@ def _first_repeat(values: Sequence[Any]) -> tuple[int, Any] | None:
 
 
 def _explain(error: ValidationError, prefix: str = "") -> str:
-    """The first problem as one line: what it must be, what it was."""
+    """The first problem as one line: what the value must be, and what it was."""
     problems = error.errors(include_url=False)
-    # a misspelt key first: it is why another is missing
+    # an unknown key first: if it is a misspelt one, it is the reason why another is missing
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     context = first.get("ctx", {})
     kind = first["type"]
@@ -184,7 +187,7 @@ def _did_you_mean(name: str, known: Any) -> str:
 
 
 class _Brief(reprlib.Repr):
-    """A short repr in YAML's words, at a small price even where aliases make the value huge."""
+    """A short repr in YAML's words; cheap even if aliases make the value huge."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +207,7 @@ def _show(value: Any) -> str:
 
 
 def _key(name: str) -> str:
-    """A key as it stands in a path: quoted where that must be, so that a message stays one line."""
+    """A key as part of a path, in quotes if needed, so that a message stays on one line."""
     return name if re.fullmatch(r"[\w.-]{1,60}", name) else _show(name)
 
 
@@ -227,7 +230,7 @@ _UNUSED_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "merge", "
 class _Loader(yaml.SafeLoader):
     """Plain YAML: no tags, no merged mappings, no repeated keys; 1e-3 is a number and 2024-01-31 a text."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # type: ignore[misc] # the stubs take it for an instance's
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # type: ignore[misc] # the stubs declare it for instances
         first: [(tag, regexp) for tag, regexp in resolvers if tag not in _UNUSED_TAGS]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

@@ -1,4 +1,4 @@
-"""Sections: what a spec may say, field by field, with ranges and defaults. Pure."""
+"""Sections: the fields of a spec, with their ranges and defaults. Pure."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -53,7 +53,10 @@ class Augment(Section):
 
 
 class EarlyStopping(Section):
-    """Stop after `patience` epochs without a lower val_loss; restore_best reads off the best epoch, not the last."""
+    """Stop after `patience` epochs without a lower val_loss.
+
+    restore_best: a point's figures are those of the epoch with the lowest val_loss, not of the last one.
+    """
 
     patience: int = Field(5, ge=1)
     restore_best: bool = True
@@ -72,7 +75,7 @@ class Train(Section):
 
 
 def _every(value: Any) -> Any:
-    """One price is that of every node."""
+    """A single price applies to every node."""
     return {"*": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -91,9 +94,9 @@ class Resources(Section):
 
 
 class Budget(Section):
-    """What one command may take. A trial that would not end within it is not begun; null: no limit.
+    """What one command may use. A trial that would not finish within it is not started; null: no limit.
 
-    max_usd: price of the nodes for the time that trials run on them. max_hours: from the command's start.
+    max_usd: cost of the nodes while trials run on them. max_hours: from the command's start.
     """
 
     max_usd: float | None = Field(None, gt=0)
@@ -101,7 +104,7 @@ class Budget(Section):
 
 
 class Spec(Section):
-    """A whole run. `grid` is a product of axes; `points` stand beside it, `exclude` takes combinations out."""
+    """A whole run. `grid` is a product of axes, `points` adds single combinations to it, `exclude` removes some."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     data: Data
@@ -119,10 +122,10 @@ class Spec(Section):
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """Every axis, in the order of the spec: those of the grid, then those that only single points name."""
+        """Every axis, in the order of the spec: first those of the grid, then those that only single points name."""
         return tuple(dict.fromkeys([*self.grid, *(name for point in self.points for name in point)]))
 
 
 def is_streamed(data: Data, images: int) -> bool:
-    """Whether that many decoded images are more than the node cache may hold."""
+    """Whether so many decoded images are more than the node cache may hold."""
     return images * 3 * math.prod(data.image_size) > data.cache_limit_gb * 1e9

@@ -25,7 +25,7 @@ from orchestrator.store.interface import Missing, Object, Store, raise_if_change
 if TYPE_CHECKING:
     from obstore import UpdateVersion
 
-# read_timeout, not timeout, catches a stalled server: a large object on a slow line may well take minutes
+# a stalled server is caught by read_timeout, not by timeout: a large object on a slow line may take minutes
 PATIENT = {"timeout": "10m", "read_timeout": "30s", "connect_timeout": "5s"}
 PATIENT_RETRY = {
     "max_retries": 8,
@@ -35,16 +35,16 @@ PATIENT_RETRY = {
 BRISK = {"timeout": "4s", "read_timeout": "4s", "connect_timeout": "3s"}
 BRISK_RETRY = {"max_retries": 1, "retry_timeout": timedelta(seconds=4)}
 
-# botocore renews what has under 10 minutes left, so a copy of that age may still be used
+# botocore renews credentials with under 10 minutes left, so a copy can be used for 9 minutes
 CREDENTIAL_TTL = timedelta(minutes=9)
 
-# where an answer broke off or never came, which obstore tells in its debug text alone; and AWS's clash of two writes
+# an answer that broke off or never came, which only obstore's debug text shows; and AWS's conflict of two writes
 _TRANSIENT = r"kind: (Interrupted|Timeout)|ConditionalRequestConflict"
-# all that passes, where obstore is not to send again by itself
+# all transient failures, for requests that obstore must not retry by itself
 _PASSING = rf"{_TRANSIENT}|kind: (Connect|Request)|status code: (429|500|502|503|504)"
-# 400 and 405 come with that code, or in Backblaze's words
+# a condition that the store does not know; statuses 400 and 405 come with that code, or with Backblaze's words
 _UNKNOWN = r"status code: 501|<Code>NotImplemented</Code>|Unsupported header"
-_ETAG_FORMS: tuple[str, ...] = ('"{}"', "{}")  # AWS takes both, Ceph's RADOS Gateway 16.2 the bare one alone
+_ETAG_FORMS: tuple[str, ...] = ('"{}"', "{}")  # AWS takes both, Ceph's RADOS Gateway 16.2 only the bare one
 _NO_VERSION = "0" * 32
 
 
@@ -78,10 +78,11 @@ def _aws_credentials(uri: str) -> Any:
 
 
 def _attempts(client: Any, passing: str = _TRANSIENT) -> Iterator[contextlib.AbstractContextManager[None]]:
-    """What to leave early once an attempt succeeds: `for attempt in _attempts(client): with attempt: return ...`.
+    """Attempts with pauses between them: `for attempt in _attempts(client): with attempt: return ...`.
 
-    obstore sends again what was refused for now, and reads on where an object's body breaks off. It leaves to us a
-    listing or a refusal that breaks off, and a delete or a conditional write whose answer is lost or that met another.
+    obstore itself repeats requests that were refused for the moment, and reads on where an object's body breaks off. It
+    does not repeat a listing or a refusal that breaks off, nor a delete or a conditional write whose answer is lost or
+    that conflicts with another write. passing: a pattern for the errors that deserve another attempt.
     """
     limits, deadline = client.retry_config, math.inf
     wait_s, longest_s = (limits["backoff"][name].total_seconds() for name in ("init_backoff", "max_backoff"))
@@ -94,7 +95,7 @@ def _attempts(client: Any, passing: str = _TRANSIENT) -> Iterator[contextlib.Abs
             yield
         except BaseError as error:
             now = time.monotonic()
-            deadline = min(deadline, now + limits["retry_timeout"].total_seconds())  # from the first failure on
+            deadline = min(deadline, now + limits["retry_timeout"].total_seconds())  # counted from the first failure
             if not left or now > deadline or not re.search(passing, str(error)):
                 raise
 
@@ -113,7 +114,8 @@ class Bucket(Store):
         self._scheme, _, rest = uri.partition("://")
         self._bucket, _, prefix = rest.partition("/")
         self._root = f"{prefix}/" if prefix else ""
-        self._creates, self._etag_forms = True, _ETAG_FORMS  # until known better: what If-None-Match and If-Match do
+        # whether If-None-Match works, and the ETag forms that If-Match may take, as far as is known
+        self._creates, self._etag_forms = True, _ETAG_FORMS
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Bucket, (self.uri, self._endpoint, self._region)
@@ -124,7 +126,7 @@ class Bucket(Store):
 
     @cached_property
     def _asking(self) -> Any:
-        """For conditional writes: obstore would send what is not implemented again and again, for a minute."""
+        """For conditional writes: with retries, obstore would repeat one that is not implemented for a minute."""
         return self._connect(PATIENT, PATIENT_RETRY | {"max_retries": 0})
 
     def _connect(self, client_options: dict[str, Any], retry_config: dict[str, Any]) -> Any:
@@ -152,7 +154,7 @@ class Bucket(Store):
             raise explain(error, f"{self.uri}/{key}" if key else self.uri, action, self._endpoint) from None
 
     def _version(self, meta: Any) -> str:
-        # Google's conditional writes go by generation, which its listings leave out
+        # Google's conditional writes use the generation, which its listings leave out
         return str(meta["version"]) if self._scheme == "gs" else _etag(meta)
 
     def list(self, prefix: str = "") -> Iterator[Object]:
@@ -214,7 +216,7 @@ class Bucket(Store):
                 return version
             if version is not None:
                 break
-        self._creates = False  # unknown there, or refused though there is nothing
+        self._creates = False  # the store does not know the condition, or refuses it although there is no object
         return None if self.exists(key) else self.write(key, data)
 
     def replace_if_unchanged(self, key: str, data: bytes, version: str) -> str | None:
@@ -228,7 +230,7 @@ class Bucket(Store):
 
     def try_conditions(self, key: str, data: bytes, version: str) -> str | None:
         now = self.replace_if_unchanged(key, data, version)
-        if now is None or self._scheme != "s3":  # Google's and Microsoft's hold
+        if now is None or self._scheme != "s3":  # those of Google and Microsoft work
             return now
         if self._etag_forms:
             never: UpdateVersion = {"e_tag": self._etag_forms[0].format(_NO_VERSION)}
@@ -239,7 +241,7 @@ class Bucket(Store):
         return now
 
     def _put_if(self, key: str, data: bytes, action: str, condition: Literal["create"] | UpdateVersion) -> str | None:
-        """Write in one request; returns None where the condition was refused, "" where the store knows none such."""
+        """Write in one request. Returns None if the condition was refused, "" if the store does not know it."""
         path = self._path(key)
         with self._explained(key, action):
             try:
@@ -248,7 +250,7 @@ class Bucket(Store):
                         try:
                             return self._version(obstore.put(self._asking, path, data, mode=condition))
                         except (AlreadyExistsError, PreconditionError) as error:
-                            # AWS: another write of this key is under way, and may yet fail
+                            # AWS: another write of this key is under way, and may still fail
                             if "ConditionalRequestConflict" not in str(error):
                                 return None
                             raise
@@ -279,16 +281,16 @@ class Bucket(Store):
 
 
 def _list_whole(client: Any, below: str) -> Iterator[Any]:
-    """obstore's listing; where it breaks off, from the start again without what was handed out.
+    """obstore's listing. If it breaks off, it starts skipped and skips what was already yielded.
 
-    Not from the last key on: SeaweedFS leaves out "a/b" when asked for what follows "a".
+    It cannot resume after the last key: SeaweedFS leaves out "a/b" when asked for what follows "a".
     """
     count, last = 0, None
     for attempt in _attempts(client):
         with attempt:
             metas = itertools.chain.from_iterable(obstore.list(client, below or None, chunk_size=1000))
-            again = deque(itertools.islice(metas, count), maxlen=1)
-            if again and again[0]["path"] != last:
+            skipped = deque(itertools.islice(metas, count), maxlen=1)
+            if skipped and skipped[0]["path"] != last:
                 raise ValueError("it broke off, and changed before it could be taken up again")
             for meta in metas:
                 count, last = count + 1, meta["path"]

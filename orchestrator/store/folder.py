@@ -25,7 +25,7 @@ class Folder(Store):
         self._root, self._create, self._read_only = root, create, read_only
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # a sample lies inside the package, which another machine may keep elsewhere
+        # a sample is part of the package, which may be installed elsewhere on another machine
         return (
             (open_sample, (self.uri.partition("://")[2],))
             if self._read_only
@@ -64,7 +64,7 @@ class Folder(Store):
 
     def _walk(self, folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[Object]:
         here = os.path.realpath(folder)
-        if here in above:  # a link to a folder that holds it
+        if here in above:  # a link to a folder above it
             return
         try:
             with os.scandir(folder) as entries:
@@ -135,7 +135,7 @@ class Folder(Store):
     def sweep(self) -> None:
         with self._explained("", "clear up"):
             for path in Path(self._root).rglob(".*.tmp"):
-                # _put's, by 64 random bits: other programs name theirs otherwise, and a person does not
+                # _put's temporary files: with 64 random bits in the name, no other program or person made them
                 if re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name) and path.is_file() and not path.is_symlink():
                     path.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Hints: an object store's failure -> one line that says what to do. Pure."""
+"""Hints: the failure of an object store -> one line that says what to do. Pure."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ HINTS = {  # by the store's error code, or else by HTTP status
 
 
 def one_line(text: str) -> str:
-    """The first 300 characters of an error's first line, without what may sign or open a web address. Pure."""
+    """The first 300 characters of an error's first line, with web addresses stripped of user and query. Pure."""
     first = text.strip().partition("\n")[0]
     return re.sub(r"(https?://)(?:[^\s/@]*@)?([^\s?]*)(?:\?\S*)?", r"\1\2", first)[:300]
 
 
 def explain(error: Exception, where: str, action: str, endpoint: str | None = None) -> StoreError:
-    """Turn an object store's failure into one line with a hint. Pure.
+    """Turn the failure of an object store into one line with a hint. Pure.
 
-    where: The object's or store's address. endpoint: Where requests go, if not the provider's own.
+    where: Address of the object or store. endpoint: Where requests go, unless that is the provider's own endpoint.
     """
     text = str(error)
     code = re.search(r"<Code>([\w.]+)</Code>", text)

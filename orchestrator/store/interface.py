@@ -1,4 +1,4 @@
-"""Interface: what every store can do, and what its keys may be. Pure but for the threads that read ahead."""
+"""Interface: what every store can do, and which keys are valid. Pure, except for the threads that read ahead."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Object:
 class Store(ABC):
     """A place that holds objects by key. Pickles without credentials: each process finds its own.
 
-    Every method may raise StoreError; those that read one object raise Missing where there is none.
+    Every method may raise StoreError; those that read one object raise Missing if it does not exist.
     """
 
     uri: str
-    conditional = True  # False once some condition is known not to hold: its writes are then a look and a plain write
+    conditional = True  # False once a condition is known not to work: the store is then read first, and written without
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[Object]:
@@ -64,35 +64,36 @@ class Store(ABC):
 
     @abstractmethod
     def read_range(self, expected: Object, start: int, length: int) -> memoryview:
-        """At most `length` bytes from byte `start` on: fewer, or none, where the object ends before.
+        """At most `length` bytes from byte `start` on; fewer, or none, if the object ends before.
 
         Raises:
-            Changed: The object has not the size or version given.
+            Changed: The object does not have the size or version given.
         """
 
     @abstractmethod
     def write(self, key: str, data: bytes, tags: dict[str, str] | None = None) -> str:
         """Create or replace the object, whole or not at all. Returns its version.
 
-        tags: what a bucket's lifecycle rules may go by; a folder keeps none.
+        tags: for a bucket's lifecycle rules; a folder ignores them.
         """
 
     @abstractmethod
     def write_if_absent(self, key: str, data: bytes) -> str | None:
         """Create the object and return its version; None if there is one already.
 
-        Of several writers at once at most one gets a version. Where an answer was lost, that is after a StoreError or a
-        retry unseen from here, the object may be one's own although this gives None: read it where that matters.
+        Of several writers at once, at most one gets a version. An answer may be lost: in an earlier call that raised
+        StoreError, or before a retry inside this one. Then the object may be the caller's although this returns None:
+        read it where that matters.
         """
 
     @abstractmethod
     def replace_if_unchanged(self, key: str, data: bytes, version: str) -> str | None:
-        """Replace the object if it is still `version` and return the new one; None if it has changed or is gone."""
+        """Replace the object if it still has `version`. Returns the new version; None if it has changed or is gone."""
 
     def try_conditions(self, key: str, data: bytes, version: str) -> str | None:
-        """Find out, on an object of one's own, which conditions of writes hold: `conditional` is right from then on.
+        """Test on an object that the caller owns which conditional writes work: `conditional` is right from then on.
 
-        Returns the object's version now, which holds `data`; None if it was not `version` any more.
+        Afterwards the object holds `data`. Returns its new version; None if it no longer had `version`.
         """
         return self.replace_if_unchanged(key, data, version)
 
@@ -113,7 +114,7 @@ class Store(ABC):
         """
 
     def sweep(self) -> None:
-        """Delete what writers left that were killed half-way. Nobody else may be writing."""
+        """Delete what killed writers left behind. Nobody else may be writing."""
         return
 
     @abstractmethod
@@ -129,26 +130,26 @@ class Store(ABC):
         return self.read_versioned(key)[0]
 
     def delete_many(self, keys: Iterable[str], in_flight: int = 32) -> None:
-        """Delete objects, `in_flight` at once; fine where there is none."""
+        """Delete objects, `in_flight` at once; fine if some do not exist."""
         for _ in _in_order(((0, self.delete, (key,)) for key in keys), in_flight):
             pass
 
     def read_many(self, objects: Iterable[Object], in_flight: int = 128) -> Generator[bytes]:
-        """Each object's bytes, in the order given, with at most `in_flight` objects and 64 MiB held (or one object).
+        """Each object's bytes, in the order given, holding at most `in_flight` objects and 64 MiB, or one object.
 
         Raises:
             Missing: An object is gone.
-            Changed: An object has not the size or version given.
+            Changed: An object does not have the size or version given.
         """
         yield from _in_order(((o.size, self._read_expected, (o,)) for o in objects), in_flight)
 
     def read_ranges(self, ranges: Iterable[tuple[Object, int, int]], in_flight: int = 16) -> Generator[memoryview]:
-        """For each (object, start, length) these bytes, in the order given; bounded and raising as read_many."""
+        """The bytes of each (object, start, length), in the order given; limits and errors as in read_many."""
         yield from _in_order(((length, self.read_range, (o, start, length)) for o, start, length in ranges), in_flight)
 
 
 def _in_order(reads: Iterable[tuple[int, Callable[..., Any], tuple[Any, ...]]], in_flight: int) -> Iterator[Any]:
-    """What each (bytes expected, function, arguments) gives, in order, some at once."""
+    """The result of each (bytes expected, function, arguments), in order; several calls run at once."""
     # threads: obstore waits outside the GIL, and its asyncio interface took 1.3 times as long
     held: deque[tuple[int, Future[Any]]] = deque()
     held_bytes = 0
@@ -167,7 +168,7 @@ def _in_order(reads: Iterable[tuple[int, Callable[..., Any], tuple[Any, ...]]], 
 
 
 def unaddressable(key: str, *, hidden: bool = False) -> str | None:
-    """Why no store can hold this key under this very name; None if one can. Pure. hidden: parts may begin with "."."""
+    """Why a store may be unable to hold this very key; None if all can. Pure. hidden: parts may begin with "."."""
     if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in key):
         return "must hold no control character and be valid Unicode: rename it"
     if "\\" in key:  # some stores take it for "/"

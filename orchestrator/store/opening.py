@@ -1,4 +1,4 @@
-"""Opening: an address -> its store."""
+"""Opening: an address -> its store. Makes no request and writes nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def open_store(uri: str, *, create: bool = False) -> Store:
         if not re.fullmatch(r"[\w.-]+", bucket):
             raise BadInput(f"an address must be {FORMS}; got {scheme}:// with no valid bucket name")
         return _open_bucket(scheme, bucket, prefix.strip("/"))
-    # the rest of the address stays unsaid: it might hold a password
+    # the rest of the address is not shown: it might hold a password
     raise BadInput(f"an address must be {FORMS}; got one that begins with {scheme + slashes!r}")
 
 
@@ -53,5 +53,5 @@ def _open_bucket(scheme: str, bucket: str, prefix: str) -> Bucket:
         raise BadInput(f"{uri!r}: the prefix {reason}")
     endpoint, region = aws_endpoint_and_region(uri) if scheme == "s3" else (None, None)
     store = Bucket(uri, endpoint, region)
-    _ = store._client  # finds the credentials now, so that a lack of them shows here
+    _ = store._client  # finds the credentials now, so that an error about them comes from here
     return store

@@ -1,1 +1,1 @@
-"""What TensorBoard and MLflow get of a run."""
+"""What TensorBoard and MLflow show of a run."""

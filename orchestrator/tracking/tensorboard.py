@@ -1,6 +1,7 @@
-"""Events: what TensorBoard reads, RUN/events/<point>/: each epoch's scalars, and a row of the HParams tab.
+"""TensorBoard: what it reads in RUN/events/<point>/, the scalars of each epoch and a row of the HParams tab.
 
-Made locally and then put, so that a run folder in a bucket has them too. tensorboardX writes them: no TensorFlow here.
+Events are written to a local file and then copied, so that a run folder in a bucket has them too. tensorboardX writes
+them, without TensorFlow.
 """
 
 import hashlib
@@ -17,9 +18,9 @@ from orchestrator.scratch import scratch
 def write_events(
     run: Run, points: Collection[Point], results: Mapping[str, Result], there: Mapping[str, Collection[str]]
 ) -> None:
-    """Write the events of these points, which are ok, unless they are `there`, as Run.list_events tells.
+    """Write the events of these points, unless the run folder has them. points: those that are ok.
 
-    A file's name tells which axes it knows: where the grid has gained one, the point is written anew.
+    there: as Run.list_events gives it. A file's name depends on the axes: if the grid has gained one, it is replaced.
     """
     for point in points:
         result = results[point.trial_id]
@@ -39,7 +40,7 @@ def hyperparameters(point: Point) -> dict[str, Any]:
 
 
 def encode(values: Mapping[str, Any], history: Collection[Epoch], ended: float) -> bytes:
-    """An event file. values: of the HParams tab. ended: seconds since 1970, of the last epoch."""
+    """An event file. values: for the HParams tab. ended: when the last epoch ended, in seconds since 1970."""
     from tensorboardX.record_writer import RecordWriter
 
     with scratch() as folder:
@@ -57,7 +58,7 @@ def _events(values: Mapping[str, Any], history: Collection[Epoch], ended: float)
 
     wall_time = ended - sum(epoch.train_s for epoch in history)
     yield Event(wall_time=wall_time, file_version="brain.Event:2")
-    # without the summary of the whole experiment: TensorBoard then gathers axes and metrics from all the points
+    # the experiment's summary is left out: TensorBoard then collects axes and metrics from all the points
     _, start, end = hparams(dict(values), {})
     yield Event(wall_time=wall_time, summary=start)
     for epoch in history:

@@ -107,7 +107,7 @@ class Loop:
         return count, self._stretch.took_s
 
     def take_sums(self) -> Sums:
-        """The sums over the epoch that was just trained; they begin anew at zero."""
+        """The sums over the epoch that was just trained; they start again at zero."""
         sums = Sums(*self.sums.numpy().tolist())
         self.sums.assign(_no_sums())
         return sums

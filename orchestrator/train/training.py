@@ -81,7 +81,7 @@ class Training:
         return bool(early and early.restore_best)
 
     def take_steps(self) -> None:
-        """Take about a second's steps of the epoch at work, of which some must be left."""
+        """Train for about a second. Some steps of the current epoch must be left."""
         count, took_s = self.loop.train(len(self.history), self.step)
         self.step += count
         self.spent_s += took_s

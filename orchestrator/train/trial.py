@@ -136,7 +136,7 @@ def _train(
 
 
 def _resume(training: Training, exporter: Exporter, context: WorkerContext, say: Callable[[str], None]) -> None:
-    """Go on from the trial's checkpoint in the run folder, if there is one. What cannot be used is put aside."""
+    """Resume from the trial's checkpoint, if there is one. A checkpoint that cannot be used is moved to damaged/."""
     trial_id = training.trial.id
     data = context.run.read_checkpoint(trial_id)
     if data is None:
@@ -145,7 +145,7 @@ def _resume(training: Training, exporter: Exporter, context: WorkerContext, say:
     try:
         training.resume(Checkpoint.from_bytes(data))
     except ValueError as error:
-        if context.models_only:  # it is of a longer trial, which is done
+        if context.models_only:  # it belongs to a longer trial, which is done
             return
         aside = context.run.quarantine_checkpoint(trial_id)
         say(f"trial {trial_id} starts anew; its checkpoint is in {aside}: {error}")
@@ -156,7 +156,7 @@ def _resume(training: Training, exporter: Exporter, context: WorkerContext, say:
 
 
 def _writer(training: Training, context: WorkerContext, say: Callable[[str], None]) -> CheckpointWriter | None:
-    """What writes the trial's checkpoints; None where the one in the run folder is that of the end."""
+    """The writer of the trial's checkpoints; None if the one in the run folder is final and must stay."""
     if context.models_only:
         return None
     trial_id = training.trial.id
