@@ -111,9 +111,9 @@ grid.main(set_=sys.argv[1:])
 TELLING = """
 import sys
 from orchestrator import grid
-from orchestrator.driver.state import RunState
-started = RunState.started
-RunState.started = lambda self, trial_id: (print("start", trial_id), started(self, trial_id))
+from orchestrator.driver.watch import GridWatch
+started = GridWatch.started
+GridWatch.started = lambda self, trial_id: (print("start", trial_id), started(self, trial_id))
 grid.main(set_=sys.argv[1:])
 """
 
@@ -340,8 +340,8 @@ def test_epochs_that_are_told_together_are_all_told(tmp_path: Path) -> None:
     """As where thousands of trials run: each trial tells its first epoch at once, and the others when it ends."""
     together = (
         "from orchestrator import grid\n"
-        "from orchestrator.cluster import fanout\n"
-        "fanout.REPORT_S = 1e6\n"
+        "from orchestrator.cluster import tune\n"
+        "tune.REPORT_INTERVAL_S = 1e6\n"
         "grid.main(set_=['grid={dropout: [0.0, 0.5], epochs: [4]}'])\n"
     )
     done = subprocess.run(
