@@ -137,7 +137,6 @@ def test_interrupted_in_mid_epoch(
     clean(driver)
     run = tmp_path / RUN
     assert driver.lines[-1].startswith("interrupted; to go on from here: python -m orchestrator.grid --set")
-    assert "goes on from here" in driver.lines[-1]
     assert (run / "report.html").exists()
     assert not (run / "owner.json").exists()
     saved = [name for name, at in stamps(run / "checkpoints").items() if at > wall]
