@@ -22,7 +22,11 @@ setup: $(VENV)/.ready ## Make .venv with the pinned dependencies
 setup-test: $(VENV)/.ready-test ## The same, and what the tests need
 
 grid: setup ## Train a grid: make grid SPEC=jobs/some.yaml ARGS="--plan"
-	$(PYTHON) -m orchestrator.grid $(SPEC) $(ARGS)
+	@$(PYTHON) -m orchestrator.grid $(SPEC) $(ARGS)
+	# the run ends with commands to type next, which take the python of this environment
+	if [[ ! "$$(dirname "$$(command -v python)")" -ef $(VENV)/bin ]]; then
+		echo "before you type these: source $(VENV)/bin/activate" >&2
+	fi
 
 submit: setup ## Train it on a cluster: make submit SPEC=jobs/some.yaml ADDRESS=http://127.0.0.1:8265 ARGS="--output s3://bucket/runs"
 	$(PYTHON) -m orchestrator.submit $(SPEC) $(if $(ADDRESS),--address $(ADDRESS)) $(ARGS)
@@ -49,6 +53,10 @@ bench-stream: $(VENV)/.ready-bench build/jpegs ## Streaming from an object store
 
 bench-scale: $(VENV)/.ready-bench ## What large grids cost the orchestrator itself, measured and simulated; ten minutes
 	$(PYTHON) tests/benchmarks/bench_scale.py $(ARGS)
+
+picture: setup-test ## Draw docs/report.png, the README's picture, from a run of the example
+	$(PYTHON) -m orchestrator.grid --output build/picture
+	$(PYTHON) docs/picture.py build/picture/shirts/report.html docs/report.png
 
 lint: setup-test ## Check the code with ruff, and its types with mypy
 	$(PYTHON) -m ruff check .
