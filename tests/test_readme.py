@@ -168,7 +168,7 @@ def test_all_of_it_works_in_a_fresh_clone(clone: Path, short: Path) -> None:
         assert (clone / "runs" / run / "report.html").exists()
         assert (clone / "runs" / run / "models" / "best.keras").exists()
     assert "before you type these: source .venv/bin/activate" in text
-    assert str(ROOT) not in text
+    assert f"{ROOT}/orchestrator" not in text
 
 
 def test_the_specs_are_valid() -> None:
