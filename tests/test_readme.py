@@ -147,7 +147,9 @@ def script() -> str:
 def test_all_of_it_works_in_a_fresh_clone(clone: Path, short: Path) -> None:
     """Every command in one bash, top to bottom, with nothing in the environment that points to the packages here."""
     path = [each for each in os.environ["PATH"].split(":") if Path(each) != Path(sys.executable).parent]
-    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    # ARGS given to `make test-all` would reach the README's `make grid` too, by way of MAKEFLAGS
+    ours = ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL", "ARGS", "SPEC")
+    env = {name: value for name, value in os.environ.items() if name not in ours}
     env |= {"PATH": ":".join(path), "TMPDIR": str(short), "PIP_NO_INDEX": "1"}
     env |= {"ORCHESTRATOR_CACHE_DIR": str(clone / "cache")}
     with (clone / "said").open("w+") as said:
