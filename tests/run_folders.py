@@ -17,6 +17,7 @@ from orchestrator.plan.points import make_plan
 from orchestrator.run.folder import Run
 from orchestrator.run.result import Epoch, Result
 from orchestrator.spec.code import Code
+from orchestrator.spec.networks import Networks
 from orchestrator.spec.reading import load_spec, to_yaml
 from orchestrator.store import open_store
 
@@ -35,7 +36,7 @@ def write_run(uri: str, grid: dict[str, list], seeds: tuple[int, ...] = (0,), ep
         ),
         [] if "epochs" in grid else [f"train.epochs={epochs}"],
     )
-    plan = make_plan(spec, Counts(100, 20), "index", Code("code", dict.fromkeys(grid, 0)))
+    plan = make_plan(spec, Counts(100, 20), "index", Networks({"small_cnn": Code("code", dict.fromkeys(grid, 0))}))
     random = np.random.default_rng(0)
     results = {
         trial.id: _failed(trial.id, epochs) if i < fail else _trained(trial, random)

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from images import class_folder, encoded, fill, picture
 
-from orchestrator.data.cache import Cache, cache_folder, open_cache
+from orchestrator.data.arrays import cache_folder
+from orchestrator.data.cache import Cache, open_cache
 from orchestrator.data.index import Index, build_index
 from orchestrator.errors import BadInput
 from orchestrator.spec.sections import Data

@@ -99,11 +99,11 @@ def test_no_schedule_beats_the_arithmetic(trials, nodes, slots, start_s):
 def test_the_outlook_doubles_nodes_until_more_do_not_help():
     """Eight trials, two at once on a node: 1, 2 and 4 nodes, with start-up, cache, and the price if there is one."""
     pace = replace(MEASURED, worker_start_s=50.0, trial_start_s=10.0, fill_image_s=0.01)
-    found = list(outlook([590.0] * 8, 2, pace, 1000, 0.6))
+    found = list(outlook([590.0] * 8, 2, pace, (1000 * pace.fill_image_s, 0.0), 0.6))
     assert [nodes for nodes, _, _ in found] == [1, 2, 4]
     assert [hours * 3600 for _, hours, _ in found] == pytest.approx([60 + 4 * 600, 60 + 2 * 600, 60 + 600])
     assert [usd for _, _, usd in found] == pytest.approx([2460 / 6000, 2 * 1260 / 6000, 4 * 660 / 6000])
-    assert next(outlook([1.0], 1, pace, 0, None))[2] is None
+    assert next(outlook([1.0], 1, pace, (0.0, 0.0), None))[2] is None
 
 
 def test_a_calibration_reads_back_as_it_was_written():

@@ -38,7 +38,7 @@ OWNERS = {  # library -> the wings and files that may import it at all
     "tensorboardX": {"tracking.tensorboard"},
     "mlflow": {"tracking.mlflow"},
     "plotly": {"display.page"},
-    "filelock": {"data.cache"},
+    "filelock": {"data.arrays"},
 }
 PURE = ("spec", "plan", "board", "words", "errors", "metrics", "run.result")
 IO = {"ray", "tensorflow", "keras", "boto3", "botocore", "obstore", "tensorboardX", "mlflow", "typer", "rich"}

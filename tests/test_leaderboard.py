@@ -31,6 +31,7 @@ from orchestrator.plan.points import Plan, make_plan
 from orchestrator.run.folder import BOARD, Run
 from orchestrator.run.result import Epoch, Result
 from orchestrator.spec.code import Code
+from orchestrator.spec.networks import Networks
 from orchestrator.spec.reading import load_spec
 from orchestrator.spec.sections import EarlyStopping, Resources
 from orchestrator.store import open_store
@@ -41,7 +42,9 @@ HOSTILE = "[red]boom[/red] | a \\| b\nsecond `line` <script>\x1b[31m\x1b[2J\x9b1
 
 def planned(**spec: object) -> Plan:
     tree = {"name": "cats", "data": {"uri": "images"}, "grid": {"batch_size": [5, 10, 20]}} | spec
-    return make_plan(load_spec(yaml.safe_dump(tree)), Counts(100, 20), "i", Code("c", {"dropout": 0.0}))
+    return make_plan(
+        load_spec(yaml.safe_dump(tree)), Counts(100, 20), "i", Networks({"small_cnn": Code("c", {"dropout": 0.0})})
+    )
 
 
 def result(trial_id: str, accuracies: list[float], losses: list[float] | None = None, **more: object) -> Result:

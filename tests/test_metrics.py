@@ -28,11 +28,12 @@ from orchestrator.plan.points import make_plan
 from orchestrator.run.folder import Run
 from orchestrator.run.result import Epoch, Result
 from orchestrator.spec.code import Code
+from orchestrator.spec.networks import Networks
 from orchestrator.spec.reading import load_spec
 from orchestrator.store import open_store
 
 spec = load_spec("name: a\\ndata: {uri: x}\\ngrid: {batch_size: [5, 10]}\\nmetric: val_recall\\ntrain: {epochs: 1}")
-plan = make_plan(spec, Counts(10, 5), "index", Code("code", {}))
+plan = make_plan(spec, Counts(10, 5), "index", Networks({"small_cnn": Code("code", {})}))
 results = {}
 for trial in plan.trials:
     size = trial.values["batch_size"]

@@ -1,5 +1,6 @@
 """plan: points in product order, ids that stay, trials that are shared, and what a person reads before starting."""
 
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from orchestrator.plan.describe import as_tree, describe, describe_outlook
 from orchestrator.plan.forecast import Counts
 from orchestrator.plan.points import Plan, count_by_state, differences, make_plan, remaining
 from orchestrator.spec.code import Code, read_code
+from orchestrator.spec.networks import Networks
 from orchestrator.spec.reading import load_spec
 from orchestrator.words import clock, label
 
@@ -19,10 +21,15 @@ COUNTS = Counts(6404, 1601)
 CODE = Code("c" * 64, {"dropout": 0.0, "l2": 0.0})
 
 
+def networks(code: Code) -> Networks:
+    """Those of any spec without a backbone: the model does not matter here."""
+    return Networks(defaultdict(lambda: code))
+
+
 def planned(share_epochs: bool = True, code: Code = CODE, counts: Counts = COUNTS, **spec: object) -> Plan:
     """A plan of the spec with these keys; image set and model are the same each time."""
     tree = {"name": "cats", "data": {"uri": "images"}, "grid": {"batch_size": [5, 10]}} | spec
-    return make_plan(load_spec(yaml.safe_dump(tree, sort_keys=False)), counts, "i" * 64, code, share_epochs)
+    return make_plan(load_spec(yaml.safe_dump(tree, sort_keys=False)), counts, "i" * 64, networks(code), share_epochs)
 
 
 def ids(plan: Plan) -> list[str]:
@@ -337,7 +344,7 @@ def test_streamed_shards_are_other_trials_and_streamed_objects_are_not():
 
     def trial_id(limit_gb: float, packed: bool) -> str:
         spec = load_spec(f"{{name: a, data: {{uri: x, cache_limit_gb: {limit_gb}}}, grid: {{batch_size: [4]}}}}")
-        return make_plan(spec, Counts(80, 20, packed), "i", Code("c", {})).trials[0].id
+        return make_plan(spec, Counts(80, 20, packed), "i", networks(Code("c", {}))).trials[0].id
 
     assert trial_id(0, packed=False) == trial_id(20, packed=False) == trial_id(20, packed=True)
     assert trial_id(0, packed=True) != trial_id(20, packed=True)

@@ -10,13 +10,14 @@ from orchestrator.plan.forecast import Counts
 from orchestrator.plan.points import Plan, make_plan, remaining
 from orchestrator.run.result import Epoch, Result
 from orchestrator.spec.code import Code
+from orchestrator.spec.networks import Networks
 from orchestrator.spec.reading import load_spec
 
 
 @pytest.fixture
 def plan() -> Plan:
     spec = load_spec("{name: a, data: {uri: x}, grid: {batch_size: [5, 10], epochs: [2]}}")
-    return make_plan(spec, Counts(100, 20), "i", Code("c", {}))
+    return make_plan(spec, Counts(100, 20), "i", Networks({"small_cnn": Code("c", {})}))
 
 
 def epoch(number: int, val_accuracy: float) -> Epoch:

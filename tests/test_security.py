@@ -21,7 +21,8 @@ from images import as_shards, class_folder, fill
 
 from orchestrator import leaderboard
 from orchestrator.board.table import COLUMNS
-from orchestrator.data.cache import _open as open_cache_folder
+from orchestrator.data.arrays import Wanted
+from orchestrator.data.arrays import _open as open_cache_folder
 from orchestrator.data.index import build_index
 from orchestrator.data.shards import row_groups
 from orchestrator.display.opening import read_board
@@ -280,8 +281,8 @@ def test_any_bytes_in_a_caches_facts_are_a_cache_or_none(tmp_path_factory: pytes
     folder = tmp_path_factory.mktemp("cache")
     (folder / "meta.json").write_bytes(data)
     (folder / "images.u8").write_bytes(bytes(48))
-    found = open_cache_folder(folder, (1, 4, 4, 3))
-    assert found is None or found.images.shape == (1, 4, 4, 3)
+    found = open_cache_folder(folder, Wanted("a", (1, 4, 4, 3), "uint8", "images", lambda values, old: {}))
+    assert found is None or found.values.shape == (1, 4, 4, 3)
 
 
 def test_no_file_name_leads_out_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

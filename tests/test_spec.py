@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.board.table import COLUMNS
+from orchestrator.data.backbone import find_networks
 from orchestrator.errors import BadInput
 from orchestrator.plan.describe import as_tree
 from orchestrator.plan.forecast import Counts
 from orchestrator.plan.points import make_plan
 from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES
-from orchestrator.spec.code import read_code
 from orchestrator.spec.reading import load_spec, to_yaml, validate
 from orchestrator.spec.sections import Spec
 
@@ -45,7 +45,11 @@ def complaint(text: str, overrides: tuple[str, ...] = ()) -> str:
 AXES = ", ".join(AXIS_PATHS)
 WRONG = [
     # sections
-    ("nam", "x", "nam is not a known key (did you mean name?); known: name, data, augment, model, train, grid"),
+    (
+        "nam",
+        "x",
+        "nam is not a known key (did you mean name?); known: name, data, augment, backbone, model, train, grid",
+    ),
     ("data.urk", "x", "data.urk is not a known key (did you mean uri?); known: uri, image_size, resize"),
     ("train.early_stopping.patiense", 3, "train.early_stopping.patiense is not a known key (did you mean patience?)"),
     ("resources.max_concurent", 3, "resources.max_concurent is not a known key (did you mean max_concurrent?)"),
@@ -68,8 +72,8 @@ WRONG = [
     ("augment.horizontal_flip", "yes", "augment.horizontal_flip must be true or false, got 'yes'"),
     ("augment.horizontal_flip", 1, "augment.horizontal_flip must be true or false, got 1"),
     ("train.early_stopping", 3, "train.early_stopping must be a mapping, got 3"),
-    ("model", "resnet", "model must be small_cnn or package.module:function, got 'resnet'"),
-    ("model", "a..b:c", "model must be small_cnn or package.module:function, got 'a..b:c'"),
+    ("model", "resnet", "model must be auto, head, small_cnn or package.module:function, got 'resnet'"),
+    ("model", "a..b:c", "model must be auto, head, small_cnn or package.module:function, got 'a..b:c'"),
     (
         "metric",
         "f1",
@@ -277,7 +281,7 @@ def test_a_wrong_set_is_refused(override, says):
 def test_no_axis_can_take_the_name_of_a_column_or_a_key_of_the_plan():
     """Every fixed column of the leaderboard, and every key of `--plan --json`, is reserved."""
     spec = load_spec(SMALL)
-    plan = as_tree(make_plan(spec, Counts(10, 2), "d", read_code("small_cnn", [])), {})
+    plan = as_tree(make_plan(spec, Counts(10, 2), "d", find_networks(spec)[0]), {})
     keys = {*plan["points"][0], *plan["trials"][0]} - set(AXIS_PATHS)
     assert {*COLUMNS, *keys} <= RESERVED_AXES
     for name in COLUMNS:

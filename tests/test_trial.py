@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.data.backbone import find_networks
 from orchestrator.data.index import build_index
 from orchestrator.plan.forecast import Counts
 from orchestrator.plan.points import Trial, make_plan
-from orchestrator.run.context import WorkerContext
+from orchestrator.run.context import Reporter, WorkerContext
 from orchestrator.run.folder import KeepModels, Run
 from orchestrator.run.result import Epoch, Result
-from orchestrator.spec.axes import AXIS_PATHS
-from orchestrator.spec.code import read_code
 from orchestrator.spec.reading import load_spec
 from orchestrator.store import open_store
 
@@ -41,8 +40,10 @@ def work_in(folder: Path, *overrides: str) -> tuple[WorkerContext, tuple[Trial, 
     images = open_store(spec.data.uri)
     index = build_index(images, spec.data)
     counts = Counts(int((~index.validation).sum()), int(index.validation.sum()))
-    plan = make_plan(spec, counts, index.digest, read_code(spec.model, [a for a in spec.axes if a not in AXIS_PATHS]))
-    return WorkerContext(spec, index, images, Run(open_store(str(folder), create=True))), plan.trials
+    networks, weights = find_networks(spec)
+    plan = make_plan(spec, counts, index.digest, networks)
+    run = Run(open_store(str(folder), create=True))
+    return WorkerContext(spec, index, images, run, networks=networks, weights=weights), plan.trials
 
 
 def start_worker() -> None:
@@ -55,7 +56,7 @@ def start_worker() -> None:
 def train(trial: Trial, work: WorkerContext) -> Result:
     from orchestrator.train.trial import run_trial
 
-    return run_trial(trial, work, lambda unreadable, behind: None, lambda epoch: None)
+    return run_trial(trial, work)
 
 
 def train_and_listen(trial: Trial, work: WorkerContext) -> tuple[Result, list[str]]:
@@ -63,7 +64,7 @@ def train_and_listen(trial: Trial, work: WorkerContext) -> tuple[Result, list[st
     from orchestrator.train.trial import run_trial
 
     said: list[str] = []
-    return run_trial(trial, work, lambda unreadable, behind: None, lambda epoch: None, say=said.append), said
+    return run_trial(trial, work, Reporter(say=said.append)), said
 
 
 def train_in_pieces(trial: Trial, work: WorkerContext) -> tuple[Result, list[float]]:
@@ -76,10 +77,10 @@ def train_in_pieces(trial: Trial, work: WorkerContext) -> tuple[Result, list[flo
     result = None
     while not result:
         asks = iter(range((1, 15, 2, 9)[len(begun) % 4] - 1))
-        result = run_trial(
-            trial, work, lambda unreadable, behind: begun.append(behind), lambda epoch: None,
-            lambda asks=asks: next(asks, None) is None,
-        )  # fmt: skip
+        reporter = Reporter(
+            ready=lambda unreadable, behind: begun.append(behind), stopping=lambda asks=asks: next(asks, None) is None
+        )
+        result = run_trial(trial, work, reporter)
     loop._STRETCH_S = stretch_s
     return result, begun
 
@@ -96,18 +97,16 @@ def train_while_a_checkpoint_is_written(trial: Trial, work: WorkerContext) -> Re
 
     Run.write_checkpoint = slowly
     try:
-        return run_trial(
-            trial, work, lambda unreadable, behind: None, lambda epoch: trained.set() if epoch.epoch == 2 else None
-        )
+        return run_trial(trial, work, Reporter(epoch=lambda epoch: trained.set() if epoch.epoch == 2 else None))
     finally:
         Run.write_checkpoint = write
 
 
 def train_resident(trial: Trial, work: WorkerContext) -> Result:
     """As on a GPU: the images are on the device, and picked and augmented there. Here the device is the CPU."""
-    from orchestrator.train import trial as room
+    from orchestrator.train import inputs
 
-    room.gpu_with_room = lambda images: "CPU:0"
+    inputs.gpu_with_room = lambda size_bytes: "CPU:0"
     return train(trial, work)
 
 
@@ -127,7 +126,7 @@ def train_and_die(trial: Trial, work: WorkerContext, epochs: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     CheckpointWriter.write_if_due = die_after_writing
-    run_trial(trial, work, lambda unreadable, behind: None, lambda epoch: None)
+    run_trial(trial, work)
 
 
 def new_worker() -> ProcessPoolExecutor:

@@ -12,6 +12,7 @@ from orchestrator.run.folder import KeepModels, Run
 from orchestrator.run.result import Epoch, Exported, Result
 from orchestrator.run.winner import delete_beaten, leading_point, place_models, trained_points
 from orchestrator.spec.code import Code
+from orchestrator.spec.networks import Networks
 from orchestrator.spec.reading import load_spec
 from orchestrator.spec.sections import Spec
 from orchestrator.store import open_store
@@ -21,7 +22,7 @@ GRID = "{name: a, data: {uri: x}, grid: {batch_size: [5, 10], epochs: [1, 2]}}"
 
 def planned(*overrides: str) -> tuple[Spec, Plan]:
     spec = load_spec(GRID, overrides)
-    return spec, make_plan(spec, Counts(100, 20), "i", Code("c", {}))
+    return spec, make_plan(spec, Counts(100, 20), "i", Networks({"small_cnn": Code("c", {})}))
 
 
 def result(trial: Trial, *accuracies: float, val_loss: float = 1.0) -> Result:

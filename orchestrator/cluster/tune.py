@@ -71,7 +71,7 @@ class NotPickled:
 
 
 class InPlanOrder(NotPickled, FIFOScheduler):
-    """Starts the first waiting trial of the plan.
+    """Starts the first waiting trial of the plan; one that branches from another when that one is over.
 
     Tune alone puts a trial whose worker died last, and gives a free worker to any of the next sixteen or more.
     """
@@ -79,9 +79,13 @@ class InPlanOrder(NotPickled, FIFOScheduler):
     def __init__(self, trials: Sequence[Trial]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._places = {trial.id: place for place, trial in enumerate(trials)}
+        self._frozen = {trial.id: trial.frozen for trial in trials if trial.frozen in self._places}
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         waiting = patches.waiting_trials(tune_controller)
+        if self._frozen:
+            left = {each.config["trial"] for each in tune_controller.get_trials() if not each.is_finished()}
+            waiting = {each for each in waiting if self._frozen.get(each.config["trial"]) not in left}
         return min(waiting, key=lambda trial: self._places[trial.config["trial"]], default=None)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
@@ -114,6 +118,8 @@ class WatchCallback(NotPickled, Callback):
         for epoch in result.get("epochs", ()):
             self.watch.epoch(trial_id, Epoch.model_validate_json(epoch))
         match result.get("event"):
+            case "preparing":
+                self.watch.preparing(trial_id, *(result[name] for name in ("what", "done", "images", "made")))
             case "ready":
                 self._tell_ready(trial, result)
             case "worker too large":

@@ -28,6 +28,12 @@ class Watch(Protocol):
         unreadable: row of the index -> reason. node_share: the fraction of the node that the trial takes, in (0, 1].
         """
 
+    def preparing(self, trial_id: str, what: str, done: int, images: int, made: int) -> None:
+        """The trial's worker makes features with the backbone `what`: those of so many images are there.
+
+        made: how many of them it made itself, and did not find.
+        """
+
     def ready(self, trial_id: str, epochs_done: float) -> None:
         """The worker is about to train it."""
 

@@ -15,7 +15,7 @@ from orchestrator.cluster import patches
 from orchestrator.cluster.connect import Cluster, this_node, trials_that_fit
 from orchestrator.errors import BadInput
 from orchestrator.plan.points import Trial
-from orchestrator.run.context import WorkerContext
+from orchestrator.run.context import Reporter, WorkerContext
 from orchestrator.run.result import Epoch, Result
 from orchestrator.scratch import sweep
 
@@ -45,8 +45,8 @@ def train(config: dict[str, str], refs: list[Any]) -> None:
     """Train one trial: the function that Tune calls in a worker, again and again.
 
     config: {"trial": its id}. refs: Ray's references to a Workload, to whether to stop, and to the driver's AWS keys.
-    Each report is a dict with "epochs" and "lines", and with an "event" where there is one: "ready", "refused",
-    "result", "stopped" or "worker too large".
+    Each report is a dict with "epochs" and "lines", and with an "event" where there is one: "preparing", "ready",
+    "refused", "result", "stopped" or "worker too large".
     """
     workload_ref, stopping_ref, aws_keys_ref = refs
     workload: Workload = _fetch(workload_ref)
@@ -76,15 +76,11 @@ def _train(trial: Trial, workload: Workload, outbox: "Outbox", stopping_ref: Any
         # returns when the driver has taken it; by then it may have stopped the trial or the run
         outbox.send(event="ready", trial=trial.id, unreadable=unreadable, epochs_done=epochs_done, **node)
 
-    result: Result | None = trial_module.run_trial(
-        trial,
-        context,
-        ready=ready,
-        report=outbox.add,
-        stopping=lambda: is_told_to_stop(stopping_ref),
-        node=node,
-        say=outbox.lines.append,
-    )
+    def preparing(what: str, done: int, images: int, made: int) -> None:
+        outbox.send(event="preparing", trial=trial.id, what=what, done=done, images=images, made=made)
+
+    reporter = Reporter(preparing, ready, outbox.add, lambda: is_told_to_stop(stopping_ref), outbox.lines.append)
+    result: Result | None = trial_module.run_trial(trial, context, reporter, node)
     return result
 
 

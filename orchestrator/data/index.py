@@ -81,6 +81,23 @@ class Index:
         columns = (table[name].to_pylist() for name in ("key", "size", "version"))
         return [Object(*values) for values in zip(*columns, strict=True)]
 
+    def training_rows(self, readable: np.ndarray, limit: int | None = None) -> np.ndarray:
+        """(n,) int64, rows of the images that train. readable: (images,) bool.
+
+        limit: take so many, of each class its share, drawn by a hash of the path: the same ones on every machine, and
+        of two limits the larger one takes all that the smaller one does.
+        """
+        rows = np.flatnonzero(~self.validation & readable)
+        if limit is None or limit >= len(rows):
+            return rows
+        paths, labels = self.table["path"].take(pa.array(rows)).to_pylist(), self.labels[rows]
+        draws = np.array([int.from_bytes(hashlib.sha256(path.encode()).digest()[:8]) for path in paths], np.uint64)
+        share = np.empty(len(rows))
+        for label in range(len(self.classes)):
+            members = np.flatnonzero(labels == label)
+            share[members[np.argsort(draws[members])]] = (np.arange(len(members)) + 0.5) / max(1, len(members))
+        return np.sort(rows[np.lexsort((draws, share))[:limit]])
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the classes and every column of the table: the identity of the data."""

@@ -11,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from orchestrator.data.stream import CHUNK, WINDOW_BYTES, Encoded, decode, thread_options
+from orchestrator.spec.backbones import VALIDATION_DRAW
 from orchestrator.spec.sections import Augment, Data
 
 _plain = tf.autograph.experimental.do_not_convert  # nothing needs AutoGraph, and looking takes time
 SCALE = 1 / 255  # from decoded pixels to the input of a model
-_VALIDATION_DRAW = 2**31 - 1  # in place of the epoch, so that augmented validation is the same in every epoch
 
 
 def shared_tensor(images: np.ndarray) -> tf.Tensor:
@@ -46,6 +46,44 @@ class Source:
     threads: int
     encoded: Encoded | None = None
 
+    def lay_out_epoch(self, rows: tf.Tensor, epoch: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The epoch's order of `rows` ((n,) int64), and the matrices that augment the images ((images, 6))."""
+        epoch = tf.cast(epoch, tf.int64)
+        matrices = _matrices(_draws(self, epoch), *self.data.image_size, self.augment)
+        return _shuffled(self, rows, epoch), matrices
+
+    def batch_at(
+        self, order: tf.Tensor, matrices: tf.Tensor, first: tf.Tensor, size: int
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """What training_batches yields for `size` images from position `first` of the order, on the caller's device."""
+        picked = order[first : first + size]
+        return _finish(self, matrices, picked, tf.gather(self.images, picked))
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """The features that a trial trains on, all of them in the memory of its device.
+
+    Attributes:
+        views: (n, features) float32 each; epoch e trains on view e mod views.
+        validation: (n, features) float32: the view that is validated on.
+        labels: As in Source.
+    """
+
+    views: tuple[tf.Tensor, ...]
+    validation: tf.Tensor
+    labels: tf.Tensor
+    seed: int
+
+    def lay_out_epoch(self, rows: tf.Tensor, epoch: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """The epoch's order of `rows` ((n,) int64), and its view."""
+        return _in_random_order(rows, self.seed, tf.constant(epoch, tf.int64)), self.views[epoch % len(self.views)]
+
+    def batch_at(self, order: tf.Tensor, view: tf.Tensor, first: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """(size, features) float32 and (size,) labels from position `first` of the order."""
+        picked = order[first : first + size]
+        return tf.gather(view, picked), tf.gather(self.labels, picked)
+
 
 def training_batches(
     source: Source, rows: np.ndarray, batch_size: int, start_step: int, epochs: int
@@ -61,7 +99,7 @@ def training_batches(
     @_plain
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         first = tf.where(epoch == start_step // steps, tf.constant(start_step % steps, tf.int64), 0)
-        order, matrices = lay_out_epoch(source, rows, epoch)
+        order, matrices = source.lay_out_epoch(rows, epoch)
         return _batches(source, order[first * batch_size :], batch_size, matrices)
 
     return (
@@ -72,26 +110,16 @@ def training_batches(
     )
 
 
-def lay_out_epoch(source: Source, rows: tf.Tensor, epoch: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The epoch's order of `rows` ((n,) int64), and the matrices that augment the source's images ((images, 6))."""
-    epoch = tf.cast(epoch, tf.int64)
-    matrices = _matrices(_draws(source, epoch), *source.data.image_size, source.augment)
-    return _shuffled(source, rows, epoch), matrices
-
-
-def batch_at(
-    source: Source, order: tf.Tensor, matrices: tf.Tensor, first: tf.Tensor, size: int
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """What training_batches yields for `size` images from position `first` of the order, on the caller's device."""
-    picked = order[first : first + size]
-    return _finish(source, matrices, picked, tf.gather(source.images, picked))
-
-
 def validation_batches(source: Source, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
     """Batches of the images of `rows`, each once and in this order, as training_batches yields them."""
+    return view_batches(source, rows, batch_size, VALIDATION_DRAW if source.augment.validation else None)
+
+
+def view_batches(source: Source, rows: np.ndarray, batch_size: int, draw: int | None) -> tf.data.Dataset:
+    """The same with the random changes that an epoch of the number `draw` has; None: as they are."""
     matrices = None
-    if source.augment.validation:
-        matrices = _matrices(_draws(source, _VALIDATION_DRAW), *source.data.image_size, source.augment)
+    if draw is not None:
+        matrices = _matrices(_draws(source, draw), *source.data.image_size, source.augment)
     chain = _batches(source, tf.constant(rows, tf.int64), batch_size, matrices)
     return chain.prefetch(2).with_options(thread_options(source.threads))
 
@@ -136,13 +164,11 @@ def _shuffled(source: Source, rows: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
 
     Streamed shards cannot be read at random: their row groups are shuffled, and rows only within a window of groups.
     """
-    # -1 - epoch: with the epoch itself, the order would use the same random bits as the draws
-    key = tf.stack([tf.constant(source.seed, tf.int64), -1 - epoch])
-    order = tf.random.experimental.stateless_shuffle(rows, key)
+    order = _in_random_order(rows, source.seed, epoch)
     if source.encoded is None or not source.encoded.packed:
         return order
     group_of_row, group_bytes = source.encoded.group_of_row, source.encoded.group_bytes
-    groups = tf.random.experimental.stateless_shuffle(tf.range(len(group_bytes)), key)
+    groups = _in_random_order(tf.range(len(group_bytes)), source.seed, epoch)
     window_of_group = tf.scatter_nd(
         groups[:, None],
         tf.cumsum(tf.gather(tf.constant(group_bytes), groups)) // (WINDOW_BYTES // 2),
@@ -150,6 +176,11 @@ def _shuffled(source: Source, rows: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
     )
     windows = tf.gather(window_of_group, tf.gather(tf.constant(group_of_row), order))
     return tf.gather(order, tf.argsort(windows, stable=True))
+
+
+def _in_random_order(values: tf.Tensor, seed: int, epoch: tf.Tensor) -> tf.Tensor:
+    # -1 - epoch: with the epoch itself, the order would use the same random bits as the draws
+    return tf.random.experimental.stateless_shuffle(values, tf.stack([tf.constant(seed, tf.int64), -1 - epoch]))
 
 
 def transform(batch: tf.Tensor, draws: tf.Tensor, augment: Augment) -> tf.Tensor:

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from orchestrator.data.cache import cache_folder, open_cache
+from orchestrator.data.arrays import cache_folder
+from orchestrator.data.backbone import find_networks
+from orchestrator.data.cache import open_cache
 from orchestrator.data.index import Index, build_index
 from orchestrator.errors import BadInput
 from orchestrator.plan.forecast import FIRST_GUESS, Counts, Pace
@@ -29,7 +31,6 @@ from orchestrator.run.context import WorkerContext
 from orchestrator.run.folder import Run
 from orchestrator.run.result import Epoch, Result
 from orchestrator.scratch import scratch
-from orchestrator.spec.code import read_code
 from orchestrator.spec.reading import validate
 from orchestrator.spec.sections import Data
 from orchestrator.store import Store, open_store
@@ -97,7 +98,7 @@ def measure(precisions: tuple[str, ...]) -> Pace:
             images = open_store(spec.data.uri)
             index = build_index(images, spec.data)
             counts = Counts(int((~index.validation).sum()), int(index.validation.sum()))
-            plan = make_plan(spec, counts, index.digest, read_code(spec.model, []))
+            plan = make_plan(spec, counts, index.digest, find_networks(spec)[0])
             seen = _Seen()
             run = Run(open_store(f"{folder}/run", create=True))
             never = threading.Event()
@@ -142,6 +143,9 @@ class _Seen:
 
     def started(self, trial_id: str) -> None:
         self._since[trial_id] = time.monotonic()
+
+    def preparing(self, trial_id: str, what: str, done: int, images: int, made: int) -> None:
+        pass
 
     def ready(self, trial_id: str, epochs_done: float) -> None:
         self.first_ready_s = self.first_ready_s or time.monotonic()

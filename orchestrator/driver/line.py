@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from orchestrator.data.backbone import find_networks
+from orchestrator.data.features import is_made
 from orchestrator.data.index import build_index
 from orchestrator.display.page import write_page
 from orchestrator.display.table import as_json
@@ -26,12 +28,18 @@ from orchestrator.errors import DONE, INTERRUPTED, BadInput
 from orchestrator.plan.budget import Meter
 from orchestrator.plan.describe import as_tree, describe, describe_outlook
 from orchestrator.plan.forecast import Counts, gpu_memory_mb
-from orchestrator.plan.points import Plan, Trial, count_by_state, differences, make_plan, remaining
+from orchestrator.plan.points import (
+    Plan,
+    Trial,
+    count_by_state,
+    differences,
+    make_plan,
+    remaining,
+)
 from orchestrator.run.context import WorkerContext
 from orchestrator.run.folder import KeepModels, Run
 from orchestrator.run.lease import Lease, refuse_if_held
-from orchestrator.spec.axes import AXIS_PATHS, resolve
-from orchestrator.spec.code import read_code
+from orchestrator.spec.axes import resolve
 from orchestrator.spec.reading import load_spec, to_yaml
 from orchestrator.spec.sections import Spec
 from orchestrator.store import one_line, open_store
@@ -115,12 +123,12 @@ def _lay_out(spec: Spec, options: Options) -> tuple[WorkerContext, Plan]:
     images = open_store(spec.data.uri)
     images.check()
     index = build_index(images, spec.data)
-    code = read_code(spec.model, [axis for axis in spec.axes if axis not in AXIS_PATHS])
+    networks, weights = find_networks(spec)
     counts = Counts(int((~index.validation).sum()), int(index.validation.sum()), index.packed)
-    plan = make_plan(spec, counts, index.digest, code, options.share_epochs, read_pace())
+    plan = make_plan(spec, counts, index.digest, networks, options.share_epochs, read_pace())
     run = Run(open_store(f"{spec.output.rstrip('/')}/{spec.name}", create=True))
     run.store.check()
-    return WorkerContext(spec, index, images, run, options.keep), plan
+    return WorkerContext(spec, index, images, run, options.keep, networks=networks, weights=weights), plan
 
 
 def _points_planned_before(run: Run, plan: Plan) -> list[str]:
@@ -147,7 +155,8 @@ def _print_plan(state: RunState, points_by_state: Mapping[str, int], as_json: bo
     slots = min(cores, resources.max_concurrent or cores)
     images = describe_index(context.index, plan.counts, context.images.uri)
     folder = f"{context.run.store.uri}: " + ", ".join(f"{count} {what}" for what, count in points_by_state.items())
-    outlook = describe_outlook(plan, context.spec, slots, remaining(plan, state.done), read_pace())
+    missing = [view for view in plan.features if not is_made(context.run.store, view.id)]
+    outlook = describe_outlook(plan, context.spec, slots, remaining(plan, state.done), read_pace(), missing)
     print(describe(plan, context.spec, images, folder, outlook))
 
 

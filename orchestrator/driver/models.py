@@ -28,7 +28,7 @@ def finish_models(state: RunState, watch: GridWatch, cluster: "Cluster | None", 
 
     if not (todo := place()) or watch.stop.is_set():
         return
-    console.out(f"models: {plural(len(todo), 'trial')} to train again, for weights that are not in the run folder")
+    console.out(f"models: {plural(len(todo), 'trial')} to take up again, for models that are not in the run folder")
     from orchestrator.cluster.connect import connect  # here, so that a finished run does not load Ray
     from orchestrator.cluster.fanout import fan_out
 
@@ -49,7 +49,7 @@ class RetrainingWatch:
         self._results, self._console = results, console
 
     def started(self, trial_id: str) -> None:
-        self._console.out(f"models: training {trial_id} again")
+        self._console.out(f"models: making that of {trial_id}")
 
     def may_start(
         self,
@@ -60,6 +60,9 @@ class RetrainingWatch:
         node_share: float,
     ) -> bool:
         return True
+
+    def preparing(self, trial_id: str, what: str, done: int, images: int, made: int) -> None:
+        pass
 
     def ready(self, trial_id: str, epochs_done: float) -> None:
         pass

@@ -86,6 +86,9 @@ class GridWatch:
             return False
         return True
 
+    def preparing(self, trial_id: str, what: str, done: int, images: int, made: int) -> None:
+        self.progress.preparing(what, done, images, made)
+
     def ready(self, trial_id: str, epochs_done: float) -> None:
         self.progress.ready(trial_id, epochs_done)
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from orchestrator.plan.features import FeatureView
 from orchestrator.plan.forecast import FIRST_GUESS, Pace, outlook, price
 from orchestrator.plan.points import Plan, Trial
 from orchestrator.spec.sections import Spec, is_streamed
@@ -16,13 +17,15 @@ def describe(plan: Plan, spec: Spec, images: str, folder: str, forecast: Iterabl
     images, folder: one line on each. forecast: the lines of `describe_outlook`.
     """
     forecast_lines = list(forecast)
-    sizes = sorted({_batch_size(plan, trial) for trial in plan.trials})
-    steps = "; ".join(_steps(plan.counts.training, size) for size in sizes)
+    sizes = sorted({(_training_images(plan, trial), _batch_size(plan, trial)) for trial in plan.trials})
+    of_many = len({images for images, _ in sizes}) > 1
+    steps = "; ".join(_steps(images, size, of_many) for images, size in sizes)
     shared = "" if plan.epochs_asked == plan.epochs_trained else " (points that differ only in epochs share a trial)"
     lines = [
         f"{spec.name}: {plural(len(plan.points), 'point')}, {plural(len(plan.trials), 'trial')}",
         f"  images  {images}",
         *(f"  cache   {line}" for line in _cache_lines(plan, spec)),
+        *(f"  feature {line}" for line in _feature_lines(plan)),
         f"  steps   an epoch: {steps}",
         f"  epochs  {plan.epochs_asked} asked for, {plan.epochs_trained} trained{shared}",
         f"  folder  {folder}",
@@ -32,29 +35,42 @@ def describe(plan: Plan, spec: Spec, images: str, folder: str, forecast: Iterabl
     ]
     for trial in plan.trials[:20]:
         milestones = ",".join(map(str, trial.milestones))
-        lines.append(f"{trial.id}  {milestones:<8}  {clock(trial.forecast_s):>8}  {label(trial.values, trial.seed)}")
+        branch = f"  after {trial.frozen}" if trial.frozen else ""
+        name = label(trial.values, trial.seed)
+        lines.append(f"{trial.id}  {milestones:<8}  {clock(trial.forecast_s):>8}  {name}{branch}")
     if len(plan.trials) > 20:
         lines.append(f"and {len(plan.trials) - 20} more")
     return "\n".join(lines)
 
 
 def describe_outlook(
-    plan: Plan, spec: Spec, slots: int, todo: Collection[Trial], pace: Pace = FIRST_GUESS
+    plan: Plan,
+    spec: Spec,
+    slots: int,
+    todo: Collection[Trial],
+    pace: Pace = FIRST_GUESS,
+    missing: Collection[FeatureView] = (),
 ) -> Iterator[str]:
     """Lines on how long the remaining trials take on 1, 2, 4, … nodes like this machine, and what that costs.
 
     slots: trials at once on a node. todo: the trials that remain, longest first; if there are none, no lines.
+    missing: features that are still to be made, by all cores of a node.
     """
     if not todo:
         return
     images = plan.counts.training + plan.counts.validation
+    cores = slots * spec.resources.cpus_per_trial
+    features_s = sum(view.core_s for view in missing) / cores
+    if missing:
+        yield f"  feature about {clock(features_s)} on {plural(cores, 'core')} until all are made"
     usd = price(spec.resources, None)
     yield f"  pace    {pace.source}"
     if usd is not None:
         yield f"  price   ${usd:g} an hour for a {spec.resources.node_type or 'node'}, while trials run on it"
     elif spec.resources.node_type:
         yield f"  price   no list price for a {spec.resources.node_type}: set resources.usd_per_hour"
-    for nodes, hours, dollars in outlook([trial.forecast_s for trial in todo], slots, pace, images, usd):
+    prepare_s = (images * pace.fill_image_s, features_s)
+    for nodes, hours, dollars in outlook([trial.forecast_s for trial in todo], slots, pace, prepare_s, usd):
         cost = "" if dollars is None else f", ${dollars:.2f}"
         where = f"{plural(nodes, 'node')} like this one, {slots} at once on each"
         yield f"  time    about {clock(hours * 3600)}{cost} on {where}"
@@ -73,10 +89,12 @@ def as_tree(plan: Plan, points_by_state: Mapping[str, int]) -> dict[str, Any]:
                 "milestones": t.milestones,
                 "forecast_s": round(t.forecast_s, 3),
                 **t.values,
-                "steps_per_epoch": math.ceil(plan.counts.training / _batch_size(plan, t)),
+                "steps_per_epoch": math.ceil(_training_images(plan, t) / _batch_size(plan, t)),
+                **({"branches_from": t.frozen} if t.frozen else {}),
             }
             for t in plan.trials
         ],
+        **({"features": [_feature_tree(view) for view in plan.features]} if plan.features else {}),
         "training_images": plan.counts.training,
         "validation_images": plan.counts.validation,
         "epochs_asked": plan.epochs_asked,
@@ -98,10 +116,39 @@ def _cache_lines(plan: Plan, spec: Spec) -> Iterator[str]:
             yield f"{decoded}: within {limit}, so each node fetches and decodes them once"
 
 
+def _feature_lines(plan: Plan) -> Iterator[str]:
+    """For each backbone and image size: what is made of the images."""
+    alike: dict[tuple[str, tuple[int, int]], list[FeatureView]] = {}
+    for view in plan.features:
+        alike.setdefault((view.backbone, view.image_size), []).append(view)
+    for (backbone, size), views in alike.items():
+        width, size_bytes = views[0].width, sum(view.size_bytes or 0 for view in views)
+        each = f"{width} features each, {size_bytes / 1e6:,.1f} MB" if width else "their number is in the network"
+        times = f" x {plural(len(views), 'view')}" if len(views) > 1 else ""
+        yield f"{plural(views[0].images, 'image')}{times} at {size[0]}x{size[1]} through {backbone}: {each}, made once"
+
+
+def _feature_tree(view: FeatureView) -> dict[str, Any]:
+    return {
+        "id": view.id,
+        "backbone": view.backbone,
+        "image_size": view.image_size,
+        "images": view.images,
+        "size_bytes": view.size_bytes,
+        "forecast_core_s": round(view.core_s, 3),
+    }
+
+
+def _training_images(plan: Plan, trial: Trial) -> int:
+    images = trial.values.get("training_images", plan.shared.get("data.training_images"))
+    return plan.counts.training if images is None else int(images)
+
+
 def _batch_size(plan: Plan, trial: Trial) -> int:
     return trial.values.get("batch_size", plan.shared.get("train.batch_size"))
 
 
-def _steps(images: int, batch_size: int) -> str:
+def _steps(images: int, batch_size: int, say_images: bool) -> str:
     full, rest = divmod(images, batch_size)
-    return f"{full + bool(rest)} at batch size {batch_size}" + (f" (the last of {rest})" if rest else "")
+    of = f" of {images:,} images" if say_images else ""
+    return f"{full + bool(rest)} at batch size {batch_size}{of}" + (f" (the last of {rest})" if rest else "")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.spec.axes import Settings
-from orchestrator.spec.sections import Resources
+from orchestrator.spec.backbones import Pretrained
+from orchestrator.spec.sections import Data, Resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,10 @@ class Counts:
     training: int
     validation: int
     packed: bool = False
+
+    def training_of(self, data: Data) -> int:
+        """How many images a trial with these settings trains on."""
+        return self.training if data.training_images is None else data.training_images
 
 
 # AWS's list prices in USD an hour, on demand, Linux, us-east-1, as public price tables quoted them up to June 2026 (not
@@ -111,13 +116,35 @@ FIRST_GUESS = Pace(
 )
 
 
-def epoch_s(settings: Settings, counts: Counts, pace: Pace = FIRST_GUESS) -> float:
-    """Seconds of one epoch with its validation, on one worker. The pace is that of small_cnn, whatever the model is."""
+# What an epoch's forecast depends on, of the axes
+EPOCH_DEPENDS_ON = ("batch_size", "image_size", "training_images", "precision", "backbone", "unfreeze")
+
+_SMALL_CNN_GMACS = 0.0196  # to validate one image of 64 x 64
+_SLOWER = 1.6  # a pretrained network than small_cnn, for as many GMACs: measured for MobileNet on two cores
+_HEAD_STEP_S, _HEAD_IMAGE_S = 0.0004, 0.000004  # of a step, and of an image in it: measured for 1024 features
+
+
+def backbone_image_s(backbone: Pretrained, image_size: tuple[int, int], pace: Pace = FIRST_GUESS) -> float:
+    """Seconds for one core or GPU to make the features of one image."""
+    gmacs = backbone.gmacs * math.prod(image_size) / 224**2
+    return gmacs / _SMALL_CNN_GMACS * pace.validation_image_s["float32"] * _SLOWER
+
+
+def epoch_s(settings: Settings, counts: Counts, pace: Pace = FIRST_GUESS, backbone: Pretrained | None = None) -> float:
+    """Seconds of one epoch with its validation, on one worker, once features are there.
+
+    The pace is that of small_cnn, or of a head on 1024 features, whatever the model is.
+    """
+    images = counts.training_of(settings.data)
+    full, rest = divmod(images, settings.train.batch_size)
+    steps = full + rest / settings.train.batch_size
+    if settings.backbone and backbone and not settings.backbone.unfreeze:
+        return math.ceil(steps) * _HEAD_STEP_S + (images + counts.validation) * _HEAD_IMAGE_S
+    if backbone:  # backwards through a few layers only, forwards through all
+        return (1.5 * images + counts.validation) * backbone_image_s(backbone, settings.data.image_size, pace)
     precision = settings.train.precision if settings.train.precision in pace.step_s else "float32"
     scale = math.prod(settings.data.image_size) / _SIDE**2
     fixed_s, step_s = _step_s(pace.step_s[precision], settings.train.batch_size)
-    full, rest = divmod(counts.training, settings.train.batch_size)
-    steps = full + rest / settings.train.batch_size
     train_s = math.ceil(steps) * fixed_s + steps * (step_s - fixed_s) * scale
     return train_s + counts.validation * pace.validation_image_s[precision] * scale
 
@@ -152,15 +179,16 @@ def schedule(trials_s: Sequence[float], nodes: int, slots: int, start_s: float) 
 
 
 def outlook(
-    trials_s: Sequence[float], slots: int, pace: Pace, fill_images: int, usd_per_hour: float | None
+    trials_s: Sequence[float], slots: int, pace: Pace, prepare_s: tuple[float, float], usd_per_hour: float | None
 ) -> Iterator[tuple[int, float, float | None]]:
     """(nodes, hours until all is trained, dollars for these nodes) for 1, 2, 4, … nodes, until more would not help.
 
-    trials_s: worker time of the trials still to train, longest first. fill_images: images that each node decodes.
+    trials_s: worker time of the trials still to train, longest first. prepare_s: seconds of a node before it trains,
+    for what each node does (decoded images), and for what all share (features).
     """
-    start_s = pace.worker_start_s + fill_images * pace.fill_image_s
     whole_s = [pace.trial_start_s + trial_s for trial_s in trials_s]
     for nodes in itertools.accumulate(itertools.repeat(2), int.__mul__, initial=1):
+        start_s = pace.worker_start_s + prepare_s[0] + prepare_s[1] / nodes
         ends = schedule(whole_s, nodes, slots, start_s)
         yield nodes, max(ends) / 3600, None if usd_per_hour is None else sum(ends) / 3600 * usd_per_hour
         if nodes * slots >= len(trials_s):

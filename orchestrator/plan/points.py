@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.errors import BadInput
-from orchestrator.plan.forecast import FIRST_GUESS, Counts, Pace, epoch_s
-from orchestrator.spec.axes import AXIS_PATHS, axis_path, canonical, resolve, shared_settings
-from orchestrator.spec.code import Code
-from orchestrator.spec.sections import Spec, is_streamed
+from orchestrator.plan.features import FeatureView, feature_views
+from orchestrator.plan.forecast import EPOCH_DEPENDS_ON, FIRST_GUESS, Counts, Pace, epoch_s
+from orchestrator.spec.axes import AXIS_PATHS, LATER, Settings, axis_path, canonical, models, resolve, shared_settings
+from orchestrator.spec.networks import Networks
+from orchestrator.spec.sections import NO_BACKBONE, Backbone, Spec, is_streamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class Trial:
         forecast_s: Predicted worker time in seconds; trials start longest first. In trials that `remaining` returns,
             only of the epochs that are left.
         points: Id of the point at each milestone.
+        frozen: Id of the trial that this one branches from, where it unfreezes its backbone: the same, but frozen. Such
+            a trial has one milestone, and goes on for as many epochs as the frozen one has then.
     """
 
     id: str
@@ -48,6 +51,7 @@ class Trial:
     milestones: tuple[int, ...]
     forecast_s: float
     points: tuple[str, ...]
+    frozen: str | None = None
 
     def left_s(self, epochs_done: float) -> float:
         """Worker time left after so many epochs, in seconds. Only for a trial whose forecast_s is for all epochs."""
@@ -61,6 +65,7 @@ class Plan:
     Attributes:
         axes: Names of the axes, in the order of the spec.
         shared: What all trials share that affects their weights: settings, the model's defaults and source, the index.
+        features: What is to be made of the images before trials with a backbone can train.
     """
 
     axes: tuple[str, ...]
@@ -68,6 +73,7 @@ class Plan:
     trials: tuple[Trial, ...]
     counts: Counts
     shared: Mapping[str, Any]
+    features: tuple[FeatureView, ...] = ()
 
     @property
     def epochs_asked(self) -> int:
@@ -81,7 +87,12 @@ class Plan:
 
 
 def make_plan(
-    spec: Spec, counts: Counts, index_digest: str, code: Code, share_epochs: bool = True, pace: Pace = FIRST_GUESS
+    spec: Spec,
+    counts: Counts,
+    index_digest: str,
+    networks: Networks,
+    share_epochs: bool = True,
+    pace: Pace = FIRST_GUESS,
 ) -> Plan:
     """List every point of the spec and the trials that train them.
 
@@ -89,51 +100,98 @@ def make_plan(
     keep what is trained.
 
     share_epochs: points that differ only in epochs share one trial, which has a milestone for each of them.
-    Raises BadInput for a point listed twice, an exclusion that removes nothing, or an empty grid.
+    Raises BadInput for a point listed twice, an exclusion that removes nothing, an empty grid, or images that are too
+    small for a backbone, or too few.
     """
-    model_args = {
-        axis_path(name): value
-        for name, value in code.defaults.items()
-        if name not in spec.axes and name not in AXIS_PATHS
-    }
-    shared = {**shared_settings(spec), **model_args, "index": index_digest, "model source": code.digest}
-    points = tuple(_points(spec, _defaults(spec, code), _TrialHashes(spec, counts, shared, share_epochs)))
+    shared = {**shared_settings(spec), "index": index_digest}
+    if "backbone" not in spec.axes:
+        lines = networks.lines(resolve(spec, {}), spec.axes)
+        shared |= {name: value for name, value in lines.items() if name not in map(axis_path, spec.axes)}
+    elif len(found := models(spec)) == 1:
+        shared |= {"model": found[0], "model source": networks.codes[found[0]].digest}
+    hashes = _TrialHashes(spec, counts, shared, networks, share_epochs)
+    points = tuple(_points(spec, _defaults(spec, networks), hashes))
     if not points:
         raise BadInput("exclude takes out every point of the grid: nothing is left to train")
-    return Plan(spec.axes, points, _trials(points, spec, counts, pace), counts, shared)
+    trials = _trials(points, spec, counts, hashes, networks, pace)
+    index = (index_digest, counts.training + counts.validation)
+    features = feature_views(trials, spec, networks.backbones, index, pace)
+    return Plan(spec.axes, points, trials, counts, shared, features)
+
+
+_IN_KIND = ("epochs", "backbone", "unfreeze")  # axes that do not stand in the hash as they are
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What trials of one network and one data set have in common. lines: what they add to the hash."""
+
+    unfreezes: bool
+    lines: Mapping[str, str]
 
 
 class _TrialHashes:
     """Hashes of everything that decides a trial's weights; points that share a trial share its hash."""
 
-    def __init__(self, spec: Spec, counts: Counts, shared: Mapping[str, Any], share_epochs: bool) -> None:
-        self._spec, self._counts, self._share_epochs = spec, counts, share_epochs
+    def __init__(
+        self, spec: Spec, counts: Counts, shared: Mapping[str, Any], networks: Networks, share_epochs: bool
+    ) -> None:
+        self._spec, self._counts, self._networks, self._share_epochs = spec, counts, networks, share_epochs
         self._paths = {name: axis_path(name) for name in spec.axes}
-        self._fixed = sorted(f"{path}={canonical(value)}" for path, value in shared.items())
+        self._fixed = {path: canonical(value) for path, value in shared.items()}
         self._made: dict[tuple[Any, ...], Any] = {}
-        self._streams: dict[Any, bool] = {}  # by image size
+        self._kinds: dict[tuple[Any, ...], _Kind] = {}
 
-    def of(self, values: Mapping[str, Any], texts: Mapping[str, str], seed: int, epochs: int) -> Any:
-        """The hash of the trial that has these values. texts: the values in canonical form."""
-        own_texts = (text for name, text in texts.items() if name != "epochs")
-        key = (*own_texts, seed, None if self._share_epochs else epochs)
+    def of(
+        self, values: Mapping[str, Any], texts: Mapping[str, str], seed: int, epochs: int, frozen: bool = False
+    ) -> Any:
+        """The hash of the trial that has these values. texts: the values in canonical form.
+
+        frozen: of the one from which it branches, which is the same but unfreezes nothing.
+        """
+        kind = self._kind({**values, "unfreeze": 0} if frozen else values)
+        alone = None if self._share_epochs and not kind.unfreezes else epochs
+        key = (*(text for name, text in texts.items() if name != "epochs"), seed, alone, frozen)
         found = self._made.get(key)
         if found is None:
-            own = [f"{self._paths[name]}={text}" for name, text in texts.items() if name != "epochs"]
-            own += [f"seed={seed}"] + ([] if self._share_epochs else [f"alone={epochs}"])
-            own += ["streamed=True"] * self._streams_shards(values)
-            found = self._made[key] = hashlib.sha256("\n".join(sorted([*self._fixed, *own])).encode())
+            own = {self._paths[name]: text for name, text in texts.items() if name not in _IN_KIND}
+            own = {**self._fixed, **own, **kind.lines, "seed": str(seed)} | ({"alone": str(alone)} if alone else {})
+            lines = sorted(f"{path}={text}" for path, text in own.items() if not (path in LATER and text == "None"))
+            found = self._made[key] = hashlib.sha256("\n".join(lines).encode())
         return found
 
-    def _streams_shards(self, values: Mapping[str, Any]) -> bool:
-        """Whether shards are streamed: then they are shuffled in windows, and the trial gets other weights."""
-        if not self._counts.packed:
-            return False
-        size = values.get("image_size")
-        if size not in self._streams:
+    def of_frozen(self, point: Point) -> str | None:
+        """Id of the trial from which that of this point branches; None where it starts from nothing."""
+        if not self._kind(point.values).unfreezes:
+            return None
+        texts = {name: canonical(value) for name, value in point.values.items()}
+        return _short(self.of(point.values, texts, point.seed, point.epochs, frozen=True))
+
+    def _kind(self, values: Mapping[str, Any]) -> _Kind:
+        names = ("backbone", "unfreeze", "image_size", "training_images")
+        key = tuple(values.get(name) for name in names)
+        if key not in self._kinds:
+            settings = resolve(self._spec, {name: values[name] for name in names if name in values})
+            self._check(settings)
+            lines = self._networks.lines(settings, self._spec.axes)
+            # streamed shards are shuffled in windows, so that such a trial gets other weights
             images = self._counts.training + self._counts.validation
-            self._streams[size] = is_streamed(resolve(self._spec, values).data, images)
-        return self._streams[size]
+            if self._counts.packed and is_streamed(settings.data, images):
+                lines["streamed"] = True
+            texts = {path: canonical(value) for path, value in lines.items()}
+            self._kinds[key] = _Kind(bool(settings.backbone and settings.backbone.unfreeze), texts)
+        return self._kinds[key]
+
+    def _check(self, settings: Settings) -> None:
+        size, images = settings.data.image_size, settings.data.training_images
+        if settings.backbone and min(size) < (side := self._networks.backbones[settings.backbone.name].least_side):
+            raise BadInput(
+                f"image_size must be at least [{side}, {side}] for the backbone {settings.backbone.name}, got {[*size]}"
+            )
+        if images is not None and images > self._counts.training:
+            raise BadInput(
+                f"training_images must be at most {self._counts.training}, as so many images train, got {images}"
+            )
 
 
 def _points(spec: Spec, defaults: Mapping[str, Any], hashes: _TrialHashes) -> Iterator[Point]:
@@ -154,8 +212,10 @@ def _points(spec: Spec, defaults: Mapping[str, Any], hashes: _TrialHashes) -> It
             yield Point(point_id, _short(of_trial), values, seed, epochs)
 
 
-def _trials(points: Sequence[Point], spec: Spec, counts: Counts, pace: Pace) -> tuple[Trial, ...]:
-    """The trials that train these points, longest first."""
+def _trials(
+    points: Sequence[Point], spec: Spec, counts: Counts, hashes: _TrialHashes, networks: Networks, pace: Pace
+) -> tuple[Trial, ...]:
+    """The trials that train these points: frozen ones that others branch from, and then the longest first."""
     served: dict[str, list[Point]] = {}
     for point in points:
         served.setdefault(point.trial_id, []).append(point)
@@ -164,12 +224,20 @@ def _trials(points: Sequence[Point], spec: Spec, counts: Counts, pace: Pace) -> 
     for trial_id, own in served.items():
         own.sort(key=lambda point: point.epochs)
         values = {name: value for name, value in own[0].values.items() if name != "epochs"}
-        key = tuple(values.get(name) for name in ("batch_size", "image_size", "precision"))
+        key = tuple(values.get(name) for name in EPOCH_DEPENDS_ON)
         if key not in forecast_s:
-            forecast_s[key] = epoch_s(resolve(spec, values), counts, pace)
+            settings = resolve(spec, values)
+            forecast_s[key] = epoch_s(settings, counts, pace, networks.backbone(settings))
         epochs, ids = tuple(point.epochs for point in own), tuple(point.id for point in own)
-        trials.append(Trial(trial_id, values, own[0].seed, epochs, forecast_s[key] * epochs[-1], ids))
-    return tuple(sorted(trials, key=lambda trial: -trial.forecast_s))
+        frozen = hashes.of_frozen(own[0])
+        trials.append(Trial(trial_id, values, own[0].seed, epochs, forecast_s[key] * epochs[-1], ids, frozen))
+    return in_order(trials)
+
+
+def in_order(trials: Collection[Trial]) -> tuple[Trial, ...]:
+    """The order in which trials start: first those that others branch from, and then the longest first."""
+    first = {trial.frozen for trial in trials}
+    return tuple(sorted(trials, key=lambda trial: (trial.id not in first, -trial.forecast_s)))
 
 
 def points_of(trial: Trial, axes: Collection[str]) -> tuple[Point, ...]:
@@ -187,7 +255,7 @@ def remaining(plan: Plan, done: Mapping[str, int]) -> tuple[Trial, ...]:
         for trial in plan.trials
         if done.get(trial.id, 0) < trial.milestones[-1]
     ]
-    return tuple(sorted(left, key=lambda trial: -trial.forecast_s))
+    return in_order(left)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -252,9 +320,12 @@ def _fill(names: Iterable[str], defaults: Mapping[str, Any], where: str, spec: S
     return {name: defaults[name] for name in names}
 
 
-def _defaults(spec: Spec, code: Code) -> dict[str, Any]:
+def _defaults(spec: Spec, networks: Networks) -> dict[str, Any]:
     """Axis -> its value in a point that does not name it."""
-    return code.defaults | {name: getattr(getattr(spec, part), field) for name, (part, field) in AXIS_PATHS.items()}
+    backbone = spec.backbone or Backbone(name=NO_BACKBONE)
+    sections = {"data": spec.data, "augment": spec.augment, "backbone": backbone, "train": spec.train}
+    of_model = {name: value for code in networks.codes.values() for name, value in code.defaults.items()}
+    return of_model | {name: getattr(sections[part], field) for name, (part, field) in AXIS_PATHS.items()}
 
 
 def _short(digest: Any) -> str:

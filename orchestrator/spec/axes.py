@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.metrics import METRICS
-from orchestrator.spec.sections import Augment, Data, Scalar, Section, Spec, Train
+from orchestrator.spec.sections import NO_BACKBONE, Augment, Backbone, Data, Scalar, Section, Spec, Train
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,11 +13,13 @@ class Settings:
     """What one trial trains with: the shared sections of the spec, with the axis values put in.
 
     Attributes:
+        model: Name of the model function; never `auto`.
         model_args: Axis values that belong to no section; passed to the model function by name.
     """
 
     data: Data
     augment: Augment
+    backbone: Backbone | None
     train: Train
     model: str
     model_args: dict[str, Scalar]
@@ -26,14 +28,20 @@ class Settings:
 # Axis name -> where the value goes. Whatever is not listed here is an argument of the model function.
 AXIS_PATHS: dict[str, tuple[str, str]] = {
     "image_size": ("data", "image_size"),
+    "training_images": ("data", "training_images"),
+    "backbone": ("backbone", "name"),
+    "unfreeze": ("backbone", "unfreeze"),
     **{name: ("augment", name) for name in Augment.model_fields},
     **{name: ("train", name) for name in Train.model_fields if name not in ("early_stopping", "checkpoint_every_s")},
 }
-SECTIONS: dict[str, type[Section]] = {"data": Data, "augment": Augment, "train": Train}
+SECTIONS: dict[str, type[Section]] = {"data": Data, "augment": Augment, "backbone": Backbone, "train": Train}
+# Fields that came after 0.1.0 and are null by default: not named in ids then, so that older runs can go on.
+LATER = ("data.training_images", "train.fine_tune_learning_rate")
 # Names that an axis cannot have: the fields of train that are not axes, the arguments of every model function, keys of
 # the plan as JSON, columns of the leaderboard.
 RESERVED_AXES = (
     {"early_stopping", "checkpoint_every_s", "input_shape", "classes", "id", "milestones", "forecast_s"}
+    | {"branches_from"}
     | {"rank", "point_id", "trial_id", "status", "seed", "best_epoch", "epochs_trained", "steps_per_epoch", "train_s"}
     | {"images_per_s", "peak_memory_mb", "device", "node", "error", "started_at", "finished_at", "cost_usd", "run"}
     | {"seeds", "verdict", *METRICS}
@@ -47,24 +55,46 @@ def axis_path(name: str) -> str:
 
 def resolve(spec: Spec, values: Mapping[str, Any]) -> Settings:
     """Put one point's axis values into the sections they belong to."""
-    updates: dict[str, dict[str, Any]] = {"data": {}, "augment": {}, "train": {}, "model": {}}
+    updates: dict[str, dict[str, Any]] = {"data": {}, "augment": {}, "backbone": {}, "train": {}, "model": {}}
     for name, value in values.items():
         section, field = AXIS_PATHS.get(name, ("model", name))
         updates[section][field] = value
+    backbone = spec.backbone
+    if updates["backbone"]:
+        backbone = (backbone or Backbone(name=NO_BACKBONE)).model_copy(update=updates["backbone"])
+    if backbone and backbone.name == NO_BACKBONE:
+        backbone = None
     return Settings(
         data=spec.data.model_copy(update=updates["data"]),
         augment=spec.augment.model_copy(update=updates["augment"]),
+        backbone=backbone,
         train=spec.train.model_copy(update=updates["train"]),
-        model=spec.model,
+        model=spec.model if spec.model != "auto" else "head" if backbone else "small_cnn",
         model_args=updates["model"],
     )
+
+
+def backbone_names(spec: Spec) -> tuple[str, ...]:
+    """Every backbone that some point may name, NO_BACKBONE among them where a point may have none."""
+    own = spec.backbone.name if spec.backbone else NO_BACKBONE
+    named = [*spec.grid.get("backbone", []), *(point["backbone"] for point in spec.points if "backbone" in point)]
+    on_grid = "backbone" in spec.grid or not spec.grid
+    in_points = all("backbone" in point for point in spec.points)
+    return tuple(dict.fromkeys([*([] if on_grid and in_points and named else [own]), *named]))
+
+
+def models(spec: Spec) -> tuple[str, ...]:
+    """Every model that some point may train."""
+    if spec.model != "auto":
+        return (spec.model,)
+    return tuple(dict.fromkeys("small_cnn" if name == NO_BACKBONE else "head" for name in backbone_names(spec)))
 
 
 def shared_settings(spec: Spec) -> dict[str, Any]:
     """`section.field` -> value, for every setting that all trials share and that affects their weights.
 
-    Fields that an axis sets are left out, and so are those that only say where, when or how fast. A run folder with the
-    same shared settings can take this spec's points.
+    Fields that an axis sets are left out, and so are those that only say where, when or how fast, and those in LATER at
+    their default. A run folder with the same shared settings can take this spec's points.
     """
     kept = {
         "data": spec.data.model_dump(exclude={"uri", "on_bad_image", "cache_limit_gb"}),
@@ -74,7 +104,7 @@ def shared_settings(spec: Spec) -> dict[str, Any]:
     flat = {f"{section}.{field}": value for section, fields in kept.items() for field, value in fields.items()}
     for name in spec.axes:
         flat.pop(axis_path(name), None)
-    return {"model": spec.model, **flat}
+    return {name: value for name, value in flat.items() if not (name in LATER and value is None)}
 
 
 def canonical(value: Any) -> str:

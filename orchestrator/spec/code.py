@@ -15,13 +15,15 @@ from typing import Any
 from orchestrator.errors import BadInput
 from orchestrator.spec.sections import Scalar
 
+BUILT_IN = ("small_cnn", "head")
+
 
 @dataclass(frozen=True, slots=True)
 class Code:
     """What is known of a model function without running it.
 
     Attributes:
-        digest: SHA-256 of the source: of the function for small_cnn, of the whole file for any other model.
+        digest: SHA-256 of the source: of the function for a model of this package, of the whole file for any other.
         defaults: Argument -> its default, if that is a plain value or None.
     """
 
@@ -69,7 +71,7 @@ def read_code(name: str, axes: Sequence[str]) -> Code:
                 f"model {name} must be given the argument {needed}, which has no default: "
                 f"make it an axis of the grid, or give it a default"
             )
-    own_code = ast.get_source_segment(text, functions[function]) if name == "small_cnn" else text
+    own_code = ast.get_source_segment(text, functions[function]) if name in BUILT_IN else text
     return Code(hashlib.sha256((own_code or text).encode()).hexdigest(), _plain_defaults(arguments))
 
 
@@ -96,12 +98,12 @@ def _plain_defaults(arguments: ast.arguments) -> dict[str, Any]:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    module, _, function = ("orchestrator.train.model:small_cnn" if name == "small_cnn" else name).partition(":")
+    module, _, function = (f"orchestrator.train.model:{name}" if name in BUILT_IN else name).partition(":")
     return module, function
 
 
 def _find(module: str, name: str) -> Path:
-    if name == "small_cnn":
+    if name in BUILT_IN:
         return Path(__file__).parents[1] / "train" / "model.py"
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

@@ -13,8 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import BadInput
 from orchestrator.metrics import shown
-from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES, SECTIONS, canonical
-from orchestrator.spec.sections import Budget, EarlyStopping, Resources, Scalar, Section, Spec
+from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES, SECTIONS, backbone_names, canonical, models
+from orchestrator.spec.backbones import APPLICATIONS, changes
+from orchestrator.spec.sections import NO_BACKBONE, Budget, EarlyStopping, Resources, Scalar, Section, Spec
 
 _PARTS: dict[str, type[Section]] = {**SECTIONS, "resources": Resources, "budget": Budget}
 
@@ -60,7 +61,40 @@ def validate(tree: Mapping[str, Any]) -> Spec:
             raise BadInput(f"exclude[{i}].{sorted(unknown)[0]} must be an axis of the grid ({', '.join(grid)})")
     if repeated := _first_repeat(spec.seeds):
         raise BadInput(f"seeds holds {repeated[1]} twice: each point would be trained twice; remove one")
-    return spec.model_copy(update={"grid": grid, "points": points, "exclude": exclude})
+    return _check_backbone(spec.model_copy(update={"grid": grid, "points": points, "exclude": exclude}))
+
+
+def _check_backbone(spec: Spec) -> Spec:
+    """The spec with its model named, if every point has the same. Raises BadInput if model and backbone do not fit."""
+    names = backbone_names(spec)
+    for name in names:
+        if name not in (NO_BACKBONE, *APPLICATIONS) and not name.endswith(".keras"):
+            raise BadInput(
+                f"backbone must be a network of keras.applications or a .keras file, got {_show(name)}"
+                f"{_did_you_mean(name, APPLICATIONS)}; known: {', '.join(APPLICATIONS)}"
+            )
+    has_backbone = names != (NO_BACKBONE,)
+    if spec.model == "head" and NO_BACKBONE in names:
+        raise BadInput(
+            "model head must have a backbone, whose features it takes: add one, such as backbone: MobileNetV2"
+        )
+    if spec.model == "small_cnn" and has_backbone:
+        raise BadInput(
+            "model must be head, or a function of your own, where there is a backbone: small_cnn takes images, not "
+            "features; leave model out, and points with a backbone train a head, and others small_cnn"
+        )
+    if not has_backbone and "unfreeze" in spec.axes:
+        raise BadInput("grid.unfreeze must have a backbone to unfreeze: add one, such as backbone: MobileNetV2")
+    if has_backbone and changes(spec.augment):
+        unfreezes = [spec.backbone.unfreeze if spec.backbone else 0, *spec.grid.get("unfreeze", [])]
+        unfreezes += [point.get("unfreeze", 0) for point in spec.points]
+        if (spec.backbone is None or spec.backbone.views == 1) and not any(unfreezes) and NO_BACKBONE not in names:
+            raise BadInput(
+                "augment must be left out with backbone.views 1, as features are made of each image once: set "
+                "backbone.views to how many versions of an image to keep, such as 8"
+            )
+    found = models(spec)
+    return spec.model_copy(update={"model": found[0]}) if len(found) == 1 else spec
 
 
 def _check_axis(name: str, values: list[Any]) -> list[Any]:
@@ -165,7 +199,7 @@ def _must_be(kind: str, context: Mapping[str, Any]) -> str:
         "model_attributes_type": "a mapping",
         "tuple_type": "[height, width], such as [64, 64]",
         "too_long": "[height, width], such as [64, 64]",
-        "string_pattern_mismatch": "small_cnn or package.module:function",
+        "string_pattern_mismatch": "auto, head, small_cnn or package.module:function",
     }
     if kind == "literal_error":
         return f"one of {context['expected']}"

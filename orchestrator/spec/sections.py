@@ -28,6 +28,7 @@ ImageSize = Annotated[tuple[Side, Side], BeforeValidator(_pair)]
 class Data(Section):
     """Which images, and how they are split. image_size is (height, width) in pixels.
 
+    training_images: train on so many of the training images, of each class its share; null: on all of them.
     cache_limit_gb: GB (10^9 bytes) that decoded images may take on a node's disk; a larger data set is streamed anew in
     every epoch.
     """
@@ -37,6 +38,7 @@ class Data(Section):
     resize: Literal["nearest", "bilinear", "area"] = "bilinear"
     validation_split: float = Field(0.2, gt=0, lt=1)
     split_by: Literal["order", "hash"] = "order"
+    training_images: int | None = Field(None, ge=2)
     on_bad_image: Literal["fail", "skip"] = "fail"
     cache_limit_gb: float = Field(20.0, ge=0)
 
@@ -52,6 +54,37 @@ class Augment(Section):
     validation: bool = False
 
 
+class Backbone(Section):
+    """A pretrained network whose features a head is trained on.
+
+    name: a model of keras.applications, or a .keras file in a folder or a bucket. weights: imagenet, or a file with
+    weights for a model of keras.applications.
+    layer: take this layer's output as features; null: the last one before the classifier.
+    preprocessing: what pixels the network takes; auto: what is known of the named model, or what the file says.
+    views: versions of each training image whose features are kept: the image itself, and augmented ones. Epoch e trains
+    on view e mod views.
+    unfreeze: how many of its last layers with weights are trained too, from the trained head on; 0: none.
+    """
+
+    name: str = Field(min_length=1)
+    weights: str = Field("imagenet", min_length=1)
+    layer: str | None = Field(None, min_length=1)
+    pooling: Literal["avg", "max", "flatten"] = "avg"
+    preprocessing: Literal["auto", "0..1", "-1..1", "0..255", "caffe", "torch"] = "auto"
+    views: int = Field(1, ge=1, le=1000)
+    unfreeze: int = Field(0, ge=0, lt=2**31)
+
+
+NO_BACKBONE = "none"
+
+
+def _named(value: Any) -> Any:
+    """A name alone is a backbone with every other field at its default; `none` is no backbone."""
+    if value == NO_BACKBONE:
+        return None
+    return {"name": value} if isinstance(value, str) else value
+
+
 class EarlyStopping(Section):
     """Stop after `patience` epochs without a lower val_loss.
 
@@ -63,12 +96,13 @@ class EarlyStopping(Section):
 
 
 class Train(Section):
-    """How one trial trains."""
+    """How one trial trains. fine_tune_learning_rate: with backbone.unfreeze; null: a tenth of learning_rate."""
 
     batch_size: int = Field(32, ge=1, lt=2**31)
     epochs: int = Field(10, ge=1, lt=2**31)
     optimizer: Literal["adam", "adamw", "nadam", "rmsprop", "sgd", "adagrad"] = "adam"
     learning_rate: float = Field(0.001, gt=0)
+    fine_tune_learning_rate: float | None = Field(None, gt=0)
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     early_stopping: EarlyStopping | None = None
     checkpoint_every_s: float = Field(60.0, gt=0)
@@ -104,12 +138,16 @@ class Budget(Section):
 
 
 class Spec(Section):
-    """A whole run. `grid` is a product of axes, `points` adds single combinations to it, `exclude` removes some."""
+    """A whole run. `grid` is a product of axes, `points` adds single combinations to it, `exclude` removes some.
+
+    model: auto is the head where there is a backbone, and small_cnn where there is none.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     data: Data
     augment: Augment = Augment()
-    model: str = Field("small_cnn", pattern=r"^(small_cnn|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$")
+    backbone: Annotated[Backbone | None, BeforeValidator(_named)] = None
+    model: str = Field("auto", pattern=r"^(auto|head|small_cnn|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$")
     train: Train = Train()
     grid: dict[str, list[Any]] = {}
     points: list[dict[str, Any]] = []

@@ -6,12 +6,11 @@ import os
 import platform
 import resource
 
-import numpy as np
 import tensorflow as tf
 
 from orchestrator.errors import BadInput
 
-_RESIDENT_BYTES = 2 * 10**9  # decoded images up to this size are kept on a GPU, if there is one
+_RESIDENT_BYTES = 2 * 10**9  # images or features up to this size are kept on a GPU, if there is one
 _GROWTH_MB = 2000.0
 _held_mb: list[float] = []  # at the start of each trial in this process
 
@@ -53,9 +52,9 @@ def device_name() -> str:
     return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))
 
 
-def gpu_with_room(images: np.ndarray) -> str | None:
-    """The GPU's name in TensorFlow where there is one and the decoded images may stay on it; otherwise None."""
-    return "GPU:0" if tf.config.list_logical_devices("GPU") and images.nbytes <= _RESIDENT_BYTES else None
+def gpu_with_room(size_bytes: int) -> str | None:
+    """The GPU's name in TensorFlow where there is one and so many bytes of images may stay on it; otherwise None."""
+    return "GPU:0" if tf.config.list_logical_devices("GPU") and size_bytes <= _RESIDENT_BYTES else None
 
 
 def has_grown() -> bool:

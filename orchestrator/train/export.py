@@ -22,6 +22,8 @@ from orchestrator.run.context import WorkerContext
 from orchestrator.run.folder import CANDIDATES, KeepModels, versions
 from orchestrator.run.result import Epoch, Exported, merit, ranked_by
 from orchestrator.store import StoreError
+from orchestrator.train.backbone import compose
+from orchestrator.train.inputs import extractor_of
 from orchestrator.train.model import class_probabilities, predicted_classes
 from orchestrator.train.model_file import to_bytes, weights_digest
 from orchestrator.train.training import Training
@@ -73,13 +75,19 @@ class Exporter:
 
     def _wanted(self) -> list[int]:
         """Milestones that have been reached, and whose models are to be written."""
-        if self._context.keep is KeepModels.none:
+        if self._context.keep is KeepModels.none or self._is_left_to_the_winner:
             return []
         training = self._training
         reached = [each for each in self._points if each <= len(training.history) or training.is_over]
         if reached and self._context.keep is KeepModels.best:
             reached = [min(reached, key=lambda each: merit(self._history(each), *self._ranking))]
         return [each for each in reached if each not in self._written]
+
+    @property
+    def _is_left_to_the_winner(self) -> bool:
+        """Whether the model is only written if the trial wins: backbone and head take longer to write than to train."""
+        at_work = self._context.keep is KeepModels.best and not self._context.models_only
+        return at_work and self._training.images.features is not None
 
     @property
     def _ranking(self) -> tuple[bool, str]:
@@ -105,9 +113,10 @@ class Exporter:
 
     def _write(self, milestone: int, weights: Sequence[np.ndarray] | None, outputs: np.ndarray | None) -> None:
         training, run = self._training, self._context.run
-        with _lent(training.model, weights):
-            keras_file = to_bytes(training.model)
-            digest = weights_digest(training.model)
+        model = self._whole_model()
+        with _lent(training.weights, weights):
+            keras_file = to_bytes(model)
+            digest = weights_digest(model)
         if outputs is None:
             validated = training.loop.validate()
             assert validated is not None  # nothing stops it
@@ -122,6 +131,13 @@ class Exporter:
                 run.delete_models([f"{self._prefix}{self._points[beaten].id}"])
             self._written.clear()
         self._written.add(milestone)
+
+    def _whole_model(self) -> keras.Model:
+        """The model from pixels on, even where it is trained on features."""
+        training = self._training
+        if training.images.features is None:
+            return training.model
+        return compose(extractor_of(self._context, training.settings), training.model)
 
     def _facts(self, milestone: int, digest: str) -> Exported:
         point, epoch, spec = self._points[milestone], self._epoch(milestone), self._context.spec
@@ -181,19 +197,19 @@ def _pictures(source: Source, rows: np.ndarray) -> Iterator[tf.Tensor]:
 
 
 @contextlib.contextmanager
-def _lent(model: keras.Model, weights: Sequence[np.ndarray] | None) -> Iterator[None]:
-    """The model with other weights for a while; None: with its own."""
-    if weights is None:
+def _lent(variables: Sequence[keras.Variable], values: Sequence[np.ndarray] | None) -> Iterator[None]:
+    """The variables with other values for a while; None: with their own."""
+    if values is None:
         yield
         return
-    own = [np.array(variable) for variable in model.variables]
-    _assign(model, weights)
+    own = [np.array(variable) for variable in variables]
+    _assign(variables, values)
     try:
         yield
     finally:
-        _assign(model, own)
+        _assign(variables, own)
 
 
-def _assign(model: keras.Model, weights: Sequence[np.ndarray]) -> None:
-    for variable, value in zip(model.variables, weights, strict=True):
+def _assign(variables: Sequence[keras.Variable], values: Sequence[np.ndarray]) -> None:
+    for variable, value in zip(variables, values, strict=True):
         variable.assign(value)

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from orchestrator.data.pipeline import Source, batch_at, lay_out_epoch, training_batches, validation_batches
+from orchestrator.data.pipeline import FeatureSource, Source, training_batches, validation_batches
 
 _VALIDATION_BATCH = 64  # larger ones were no faster on a CPU, and hold more memory
 _STRETCH_S = 1.0
@@ -49,14 +49,21 @@ class TrialImages:
     """What a trial trains on.
 
     Attributes:
-        on_gpu: The source with all its images on the GPU, where they fit; None: tf.data brings them, batch by batch.
+        source: The images.
+        resident: What is picked from the memory of the device that trains: the images on a GPU, where they fit, or the
+            features of a backbone; None: tf.data brings the images, batch by batch.
         rows, validation_rows: (n,) int64, positions in the source.
     """
 
     source: Source
-    on_gpu: Source | None
+    resident: Source | FeatureSource | None
     rows: np.ndarray
     validation_rows: np.ndarray
+
+    @property
+    def features(self) -> FeatureSource | None:
+        """The features, where it trains on these."""
+        return self.resident if isinstance(self.resident, FeatureSource) else None
 
 
 class Loop:
@@ -80,15 +87,18 @@ class Loop:
         self.steps = math.ceil(len(images.rows) / batch_size)
         self.sums = tf.Variable(_no_sums())
         step = _training_step(model, optimizer, self.sums)
-        self._feed: _GpuFeed | _PipedFeed
-        if images.on_gpu:
-            self._feed = _GpuFeed(images.on_gpu, images.rows, batch_size, step)
+        self._feed: _ResidentFeed | _PipedFeed
+        if images.resident:
+            self._feed = _ResidentFeed(images.resident, images.rows, batch_size, step)
         else:
             self._feed = _PipedFeed(images.source, images.rows, batch_size, step)
         self._position: int | None = None  # where the feed stands, in steps over all epochs
         self._stretch, self._validation_stretch = _Stretch(), _Stretch()
-        self._validation = validation_batches(images.source, images.validation_rows, _VALIDATION_BATCH)
-        self._validate = _validating(model)
+        self._validation: _ResidentValidation | _PipedValidation
+        if images.features:
+            self._validation = _ResidentValidation(images.features, images.validation_rows, model)
+        else:
+            self._validation = _PipedValidation(images.source, images.validation_rows, model)
 
     def train(self, epoch: int, step: int) -> tuple[int, float]:
         """Take a stretch of steps within one epoch.
@@ -117,14 +127,15 @@ class Loop:
 
         stopped: asked after each stretch but the last; where it says so, None is returned.
         """
-        batches, left = iter(self._validation), math.ceil(len(self._images.validation_rows) / _VALIDATION_BATCH)
-        sums, outputs = _no_sums(), []
+        batches = math.ceil(len(self._images.validation_rows) / _VALIDATION_BATCH)
+        sums, outputs, done = _no_sums(), [], 0
+        self._validation.open()
         while True:
-            with self._validation_stretch.of(left) as count:
-                sums, output = self._validate(batches, tf.constant(count), sums)
+            with self._validation_stretch.of(batches - done) as count:
+                sums, output = self._validation.take(done, count, sums)
             outputs.append(output.numpy())
-            left -= count
-            if not left:
+            done += count
+            if done == batches:
                 return Validated(Sums(*sums.numpy().tolist()), np.concatenate(outputs))
             if stopped():
                 return None
@@ -148,8 +159,8 @@ def _training_step(model: keras.Model, optimizer: keras.optimizers.Optimizer, su
     return step
 
 
-def _validating(model: keras.Model) -> Callable[[Iterator[_Batch], tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """Takes `count` batches: the sums with theirs added, and the model's outputs for them, one row per image."""
+def _judging(model: keras.Model) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """What the model says of a batch, one row per image, and the batch's sums."""
     score = _score_of(model)
 
     @_plain
@@ -160,16 +171,65 @@ def _validating(model: keras.Model) -> Callable[[Iterator[_Batch], tf.Tensor, tf
         penalty = tf.cast(_penalty(model), tf.float64) * tf.cast(tf.size(correct), tf.float64)
         return output, _sums(loss + penalty, loss, correct)
 
-    @_in_graph
-    def validate(batches: Iterator[_Batch], count: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        outputs = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=(None, model.output_shape[1]))
-        for i in tf.range(count):
-            output, of_batch = judge(*next(batches))
-            outputs = outputs.write(i, output)
-            sums += of_batch  # in the same order, wherever the stretches end
-        return sums, outputs.concat()
+    return judge
 
-    return validate
+
+class _PipedValidation:
+    """Validates on batches from tf.data."""
+
+    def __init__(self, source: Source, rows: np.ndarray, model: keras.Model) -> None:
+        self._all = validation_batches(source, rows, _VALIDATION_BATCH)
+        self._batches: Iterator[_Batch] = iter(())
+        judge, width = _judging(model), model.output_shape[1]
+
+        @_in_graph
+        def validate(batches: Iterator[_Batch], count: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            outputs = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=(None, width))
+            for i in tf.range(count):
+                output, of_batch = judge(*next(batches))
+                outputs = outputs.write(i, output)
+                sums += of_batch  # in the same order, wherever the stretches end
+            return sums, outputs.concat()
+
+        self._validate = validate
+
+    def open(self) -> None:
+        """Begin with the first batch."""
+        self._batches = iter(self._all)
+
+    def take(self, done: int, count: int, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The next `count` batches: the sums with theirs added, and the model's outputs for them, one row per image."""
+        result: tuple[tf.Tensor, tf.Tensor] = self._validate(self._batches, tf.constant(count), sums)
+        return result
+
+
+class _ResidentValidation:
+    """The same on features, picked where they lie."""
+
+    def __init__(self, source: FeatureSource, rows: np.ndarray, model: keras.Model) -> None:
+        judge, width, pick = _judging(model), model.output_shape[1], _plain(source.batch_at)
+        order, size = tf.constant(rows, tf.int64), _VALIDATION_BATCH
+
+        @_in_graph
+        def validate(
+            view: tf.Tensor, first: tf.Tensor, count: tf.Tensor, sums: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor]:
+            outputs = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=(None, width))
+            for i in tf.range(count):
+                output, of_batch = judge(*pick(order, view, (first + i) * size, size))
+                outputs = outputs.write(i, output)
+                sums += of_batch
+            return sums, outputs.concat()
+
+        self._view, self._validate = source.validation, validate
+
+    def open(self) -> None:
+        """Nothing to prepare: any batch can be picked at any time."""
+
+    def take(self, done: int, count: int, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The same for `count` batches after the first `done`."""
+        result: tuple[tf.Tensor, tf.Tensor] = self._validate(self._view, tf.constant(done), tf.constant(count), sums)
+        return result
 
 
 def _no_sums() -> tf.Tensor:
@@ -231,24 +291,24 @@ class _PipedFeed:
         self._train(self._batches, tf.constant(count), size)
 
 
-class _GpuFeed:
-    """The same from images on the GPU, picked and augmented there."""
+class _ResidentFeed:
+    """The same from images or features that lie in the memory of the device: picked, and augmented, there."""
 
-    def __init__(self, source: Source, rows: np.ndarray, batch_size: int, step: _Step) -> None:
+    def __init__(self, source: Source | FeatureSource, rows: np.ndarray, batch_size: int, step: _Step) -> None:
         self._source, self._rows = source, tf.constant(rows, tf.int64)
         self._batch_size, self._steps = batch_size, math.ceil(len(rows) / batch_size)
         self._epoch = -1
-        self._layout: tuple[tf.Tensor, tf.Tensor] | None = None  # order and changes of that epoch's images
-        pick = _plain(batch_at)
+        self._layout: tuple[tf.Tensor, tf.Tensor] | None = None  # that epoch's order, and its changes or its view
+        pick = _plain(source.batch_at)
 
         @_plain
         def one_step(batch: _Batch, size: int) -> None:
             step(*_of_size(batch, size))
 
         @_in_graph
-        def train(order: tf.Tensor, matrices: tf.Tensor, first: tf.Tensor, count: tf.Tensor, size: int) -> None:
+        def train(order: tf.Tensor, view: tf.Tensor, first: tf.Tensor, count: tf.Tensor, size: int) -> None:
             for i in tf.range(count):
-                one_step(pick(source, order, matrices, first + i * size, size), size)
+                one_step(pick(order, view, first + i * size, size), size)
 
         self._train = train
 
@@ -260,10 +320,10 @@ class _GpuFeed:
         epoch, step = divmod(position, self._steps)
         if epoch != self._epoch or self._layout is None:
             self._layout = None  # the last epoch's goes before this one's comes
-            self._epoch, self._layout = epoch, lay_out_epoch(self._source, self._rows, epoch)
-        order, matrices = self._layout
+            self._epoch, self._layout = epoch, self._source.lay_out_epoch(self._rows, epoch)
+        order, view = self._layout
         first = tf.constant(step * self._batch_size, tf.int64)
-        self._train(order, matrices, first, tf.constant(count, tf.int64), size)
+        self._train(order, view, first, tf.constant(count, tf.int64), size)
 
 
 def _of_size(batch: _Batch, size: int) -> Iterator[tf.Tensor]:

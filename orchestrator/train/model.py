@@ -1,4 +1,4 @@
-"""Model: the small CNN, and building a user's own. Loads Keras only when a model is built."""
+"""Model: the small CNN, the head on features, and building a user's own. Loads Keras only when a model is built."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,26 @@ def small_cnn(input_shape: tuple[int, int, int], classes: int, dropout: float = 
     return Model(image, x)
 
 
-def build(name: str, input_shape: tuple[int, int, int], classes: int, args: dict[str, Any]) -> "keras.Model":
+def head(
+    input_shape: tuple[int], classes: int, hidden: int = 0, dropout: float = 0.0, l2: float = 0.0
+) -> "keras.Model":
+    """What is trained on the features of a backbone: dropout, a hidden layer if `hidden` is not 0, and the classes.
+
+    input_shape: (features,). hidden: units of the hidden layer. Returns a model as small_cnn does.
+    """
+    from keras import Input, Model, layers, regularizers
+
+    features = Input(input_shape)
+    x = layers.Dropout(dropout)(features)
+    if hidden:
+        x = layers.Dense(hidden, activation="relu", kernel_regularizer=regularizers.L2(l2))(x)
+        x = layers.Dropout(dropout)(x)
+    units, activation = (1, "sigmoid") if classes == 2 else (classes, "softmax")
+    x = layers.Dense(units, activation=activation, kernel_regularizer=regularizers.L2(l2), dtype="float32")(x)
+    return Model(features, x)
+
+
+def build(name: str, input_shape: tuple[int, ...], classes: int, args: dict[str, Any]) -> "keras.Model":
     """Build the model `name`. Raises BadInput where there is no such function or its output has another shape."""
     module, function = split_name(name)
     try:

@@ -50,7 +50,7 @@ def load(data: bytes, name: str, model: str) -> keras.Model:
             f"{name} holds a Lambda layer, that is code, and no code is run from a file: build the model of other "
             f"layers, and train it anew"
         )
-    if model != "small_cnn":
+    if ":" in model:
         try:
             return _load(data, read_classes(model, keras.layers.Layer))
         except _UNLOADABLE as second:

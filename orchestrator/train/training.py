@@ -14,8 +14,10 @@ from orchestrator.run.context import WorkerContext
 from orchestrator.run.folder import KeepModels
 from orchestrator.run.result import Epoch, monitored, ranked_by
 from orchestrator.spec.axes import Settings
-from orchestrator.spec.sections import EarlyStopping
+from orchestrator.spec.sections import EarlyStopping, Train
+from orchestrator.train.backbone import compose, unfreeze
 from orchestrator.train.checkpoint import BestWeights, Checkpoint, CheckpointState
+from orchestrator.train.inputs import new_extractor
 from orchestrator.train.loop import Loop, Sums, TrialImages, Validated
 from orchestrator.train.model import build, class_probabilities
 from orchestrator.train.model_file import check_savable, weights_digest
@@ -37,6 +39,8 @@ class Training:
         outputs: (validation images, model outputs) float32, what the model said of the validation images after the
             last epoch; None where a checkpoint was taken since, which does not hold it.
         best: The best epoch's weights, where these and not the last epoch's are the trial's.
+        head: The part of the model that is trained on features, where it has a backbone; otherwise the whole model.
+        weights: The model's variables, without those of a backbone that nothing changes.
     """
 
     def __init__(self, settings: Settings, trial: Trial, context: WorkerContext, images: TrialImages) -> None:
@@ -50,18 +54,15 @@ class Training:
         self.outputs: np.ndarray | None = None
         self.best: BestWeights | None = None
         keras.utils.set_random_seed(trial.seed)
-        keras.config.set_dtype_policy(settings.train.precision)
-        try:
-            shape, classes = (*settings.data.image_size, 3), len(context.index.classes)
-            self.model = build(settings.model, shape, classes, settings.model_args)
-        finally:
-            keras.config.set_dtype_policy("float32")
+        self.model, self.head = _models(settings, context, images)
         if context.keep is not KeepModels.none:
-            check_savable(self.model, settings.model)
-        optimizer = make_optimizer(settings.train)
+            check_savable(self.head, settings.model)
+        optimizer = make_optimizer(_schedule(settings))
         optimizer.build(self.model.trainable_variables)
         self.loop = Loop(self.model, optimizer, images, settings.train.batch_size, trial.milestones[-1])
-        self._variables = [*self.model.variables, *optimizer.variables, self.loop.sums]  # in a checkpoint's order
+        changing = {id(v) for v in (*self.head.variables, *self.model.trainable_variables)}
+        self.weights = [v for v in self.model.variables if id(v) in changing]
+        self._variables = [*self.weights, *optimizer.variables, self.loop.sums]  # in a checkpoint's order
 
     @property
     def epochs_done(self) -> float:
@@ -101,7 +102,7 @@ class Training:
         epoch = len(self.history)
         is_best = ranked_by(self.history, self.restores_best, self._metric).epoch == epoch
         if is_best and (self.restores_best or METRICS[self._metric].best_of):
-            self.best = BestWeights(epoch, [np.array(v) for v in self.model.variables], self.outputs)
+            self.best = BestWeights(epoch, [np.array(v) for v in self.weights], self.outputs)
         if epoch in self.trial.milestones:
             self.digests[epoch] = weights_digest(self.model)
         return True
@@ -137,7 +138,7 @@ class Training:
         state, best, values = saved.state, saved.best, _with_objective(saved.values)
         if _shapes(values) != _shapes(self._variables):
             raise ValueError("it holds another model")
-        if best and _shapes(best.weights) != _shapes(self.model.variables):
+        if best and _shapes(best.weights) != _shapes(self.weights):
             raise ValueError("its best weights are another model's")
         if len(state.history) > self.trial.milestones[-1]:
             raise ValueError("it is of a longer trial")
@@ -147,6 +148,32 @@ class Training:
             variable.assign(value)
         self.history, self.digests = list(state.history), dict(state.digests)
         self.step, self.spent_s, self.best = state.step, state.spent_s, best
+
+
+def _models(settings: Settings, context: WorkerContext, images: TrialImages) -> tuple[keras.Model, keras.Model]:
+    """The model that is trained, and its head. Raises BadInput."""
+    classes, backbone, extractor = len(context.index.classes), settings.backbone, None
+    shape: tuple[int, ...] = (*settings.data.image_size, 3)
+    if images.features:
+        shape = tuple(images.features.validation.shape[1:])
+    elif backbone:
+        extractor = new_extractor(context, settings)
+        unfreeze(extractor, backbone.unfreeze)
+        shape = tuple(extractor.output_shape[1:])
+    keras.config.set_dtype_policy(settings.train.precision)
+    try:
+        head = build(settings.model, shape, classes, settings.model_args)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    return (compose(extractor, head) if extractor else head), head
+
+
+def _schedule(settings: Settings) -> Train:
+    """How the trial trains: with a rate of its own where it unfreezes a backbone."""
+    train = settings.train
+    if not (settings.backbone and settings.backbone.unfreeze):
+        return train
+    return train.model_copy(update={"learning_rate": train.fine_tune_learning_rate or train.learning_rate / 10})
 
 
 def _means(prefix: str, sums: Sums) -> dict[str, float]:

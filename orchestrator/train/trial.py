@@ -1,7 +1,7 @@
 """Trial: one training run on one worker -> Result. Knows Keras, knows nothing of Ray.
 
-A trial is a function of (settings, seed, data): to the bit on a CPU with one thread count, wherever it was stopped and
-resumed, and whatever this process trained before.
+A trial is a function of (settings, seed, data, backbone): to the bit on a CPU with one thread count, wherever it was
+stopped and resumed, and whatever this process trained before.
 """
 
 import contextlib
@@ -12,31 +12,26 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from orchestrator.data.cache import Cache, open_cache
-from orchestrator.data.pipeline import Source, shared_tensor
-from orchestrator.data.stream import Encoded
+from orchestrator.data.arrays import Stopped
 from orchestrator.errors import BadInput
 from orchestrator.plan.points import Trial, points_of
-from orchestrator.run.context import WorkerContext
-from orchestrator.run.result import Epoch, Result
-from orchestrator.spec.axes import Settings, resolve
-from orchestrator.spec.sections import Data
+from orchestrator.run.context import Reporter, WorkerContext
+from orchestrator.run.result import Result
+from orchestrator.spec.axes import resolve
 from orchestrator.store import StoreError
 from orchestrator.tracking.tensorboard import write_events
 from orchestrator.train.checkpoint import Checkpoint, CheckpointWriter
 from orchestrator.train.device import (
     check_gpu,
     device_name,
-    gpu_with_room,
     has_grown,
     peak_memory_mb,
     reset_peak_memory,
     use_device,
 )
 from orchestrator.train.export import Exporter
-from orchestrator.train.loop import TrialImages
+from orchestrator.train.inputs import open_inputs
 from orchestrator.train.training import Training
 from orchestrator.words import last_line, now
 
@@ -44,24 +39,16 @@ __all__ = ["check_gpu", "has_grown", "run_trial", "use_device"]
 
 
 def run_trial(
-    trial: Trial,
-    context: WorkerContext,
-    ready: Callable[[dict[int, str], float], None],
-    report: Callable[[Epoch], None],
-    stopping: Callable[[], bool] = lambda: False,
-    node: Mapping[str, Any] | None = None,
-    say: Callable[[str], None] = print,
+    trial: Trial, context: WorkerContext, reporter: Reporter | None = None, node: Mapping[str, Any] | None = None
 ) -> Result | None:
     """Train one trial, from its checkpoint if it has one; write its result into the run folder and return it.
 
-    ready: called before the first step with what this node cannot read, row of the index -> reason, and with how many
-    epochs are done, the share of one at work included.
-    report: called after each epoch. node: fields of the result that say where it was trained.
-    stopping: asked about once a second; where it says so, the state is written as a checkpoint and None is returned.
-    say: called with a line that a person should read, from any thread.
+    node: fields of the result that say where it was trained.
+    Where the reporter asks to stop, the state is written as a checkpoint and None is returned.
     A failure becomes a Result with status "failed", which is not written: the next run tries it again. But BadInput
-    before `ready` is raised: with such data, such a model or such a disk no trial can be trained.
+    before `reporter.ready` is raised: with such data, such a model or such a disk no trial can be trained.
     """
+    reporter = reporter or Reporter()
     facts: dict[str, Any] = {
         "trial_id": trial.id,
         "epochs": trial.milestones[-1],
@@ -74,17 +61,19 @@ def run_trial(
     encoded, begun = None, False
     try:
         settings = resolve(context.spec, trial.values)
-        cache = _cache(context, settings.data, say)
-        encoded = _encoded(context) if cache.images is None else None
-        images = _trial_images(context, settings, trial.seed, cache, encoded)
+        images, cache = open_inputs(context, settings, trial.seed, reporter)
+        encoded = images.source.encoded
         training = Training(settings, trial, context, images)
-        exporter = Exporter(training, context, say)
-        _resume(training, exporter, context, say)
+        exporter = Exporter(training, context, reporter.say)
+        resumed = _resume(training, exporter, context, reporter.say)
+        if trial.frozen and not resumed:
+            _start_from_frozen(training, trial.frozen, context, reporter)
         begun = True
-        ready(cache.bad, training.epochs_done)
-        if not _train(training, exporter, _writer(training, context, say), report, stopping):
-            return None
+        reporter.ready(cache.bad, training.epochs_done)
+        _train(training, exporter, _writer(training, context, reporter.say), reporter)
         return _save_result(training, context, facts)
+    except Stopped:
+        return None
     except Exception as error:  # the one boundary: whatever ends a trial becomes a row
         if isinstance(error, BadInput) and not begun:
             raise
@@ -96,20 +85,15 @@ def run_trial(
         keras.backend.clear_session()
 
 
-def _train(
-    training: Training,
-    exporter: Exporter,
-    writer: CheckpointWriter | None,
-    report: Callable[[Epoch], None],
-    stopping: Callable[[], bool],
-) -> bool:
-    """Train to the end; False where `stopping` said so before.
+def _train(training: Training, exporter: Exporter, writer: CheckpointWriter | None, reporter: Reporter) -> None:
+    """Train to the end.
 
-    Raises Diverged, and StoreError or OSError where no checkpoint could be written for too long.
+    Raises Stopped where the reporter asks to stop, Diverged, and StoreError or OSError where no checkpoint could be
+    written for too long.
     """
 
     def stopped() -> bool:
-        stop = stopping()
+        stop = reporter.stopping()
         if writer and stop:
             writer.write()
             writer.wait()
@@ -119,40 +103,69 @@ def _train(
 
     exporter.export()
     while not training.is_over:
-        while training.step < training.loop.steps:
-            training.take_steps()
-            if stopped():
-                return False
-        if not training.finish_epoch(stopped):
-            return False
-        report(training.history[-1])
+        _train_epoch(training, stopped)
+        reporter.epoch(training.history[-1])
         if len(training.history) in training.trial.milestones or training.is_over:
             exporter.export()  # before the checkpoint: the models of the epochs in that lie in the run folder
             if writer:
                 writer.write()
     if writer:
         writer.wait()
-    return True
 
 
-def _resume(training: Training, exporter: Exporter, context: WorkerContext, say: Callable[[str], None]) -> None:
-    """Resume from the trial's checkpoint, if there is one. A checkpoint that cannot be used is moved to damaged/."""
+def _train_epoch(training: Training, stopped: Callable[[], bool]) -> None:
+    """Train to the end of the epoch at work. Raises Stopped where `stopped`, asked once a second, says so."""
+    while training.step < training.loop.steps:
+        training.take_steps()
+        if stopped():
+            raise Stopped
+    if not training.finish_epoch(stopped):
+        raise Stopped
+
+
+def _start_from_frozen(training: Training, frozen: str, context: WorkerContext, reporter: Reporter) -> None:
+    """Give the head the weights that it has when the trial `frozen` is over, which is the same but unfreezes nothing.
+
+    They are in its checkpoint, if it was trained for just as long; otherwise it is trained here, which takes seconds.
+    """
+    settings = training.settings
+    assert settings.backbone is not None
+    still = replace(settings, backbone=settings.backbone.model_copy(update={"unfreeze": 0}))
+    trial = replace(training.trial, id=frozen, frozen=None)
+    images, _ = open_inputs(context, still, trial.seed, reporter)
+    own = Training(still, trial, context, images)
+    with contextlib.suppress(ValueError):  # there is none, or it is of a longer trial or damaged
+        own.resume(Checkpoint.from_bytes(context.run.read_checkpoint(frozen) or b""))
+    while not own.is_over:
+        _train_epoch(own, reporter.stopping)
+    weights = own.best.weights if own.best and own.restores_best else [np.array(v) for v in own.weights]
+    for variable, value in zip(training.head.variables, weights, strict=True):
+        variable.assign(value)
+
+
+def _resume(training: Training, exporter: Exporter, context: WorkerContext, say: Callable[[str], None]) -> bool:
+    """Resume from the trial's checkpoint, if there is one. A checkpoint that cannot be used is moved to damaged/.
+
+    Returns whether training goes on from there, and not from the start.
+    """
     trial_id = training.trial.id
     data = context.run.read_checkpoint(trial_id)
     if data is None:
-        return
+        return False
     fresh = training.snapshot()
     try:
         training.resume(Checkpoint.from_bytes(data))
     except ValueError as error:
         if context.models_only:  # it belongs to a longer trial, which is done
-            return
+            return False
         aside = context.run.quarantine_checkpoint(trial_id)
         say(f"trial {trial_id} starts anew; its checkpoint is in {aside}: {error}")
-        return
+        return False
     exporter.find_written()
-    if exporter.must_restart:
+    restarts = exporter.must_restart
+    if restarts:
         training.resume(fresh)
+    return not restarts
 
 
 def _writer(training: Training, context: WorkerContext, say: Callable[[str], None]) -> CheckpointWriter | None:
@@ -185,49 +198,3 @@ def _save_result(training: Training, context: WorkerContext, facts: Mapping[str,
             points = points_of(training.trial, context.spec.axes)
             write_events(context.run, points, {result.trial_id: result}, {})
     return result
-
-
-_caches: dict[tuple[str, str, tuple[int, int], str, float], Cache] = {}
-_sources: dict[tuple[str, str], Encoded] = {}
-
-
-def _cache(context: WorkerContext, data: Data, say: Callable[[str], None]) -> Cache:
-    """This node's cache, opened and verified once per worker."""
-    key = (context.images.uri, context.index.digest, data.image_size, data.resize, data.cache_limit_gb)
-    if key not in _caches:
-        _caches[key] = open_cache(context.index, context.images, data, say)
-    return _caches[key]
-
-
-def _encoded(context: WorkerContext) -> Encoded:
-    """The images as they lie in the store; a worker reads the shards' footers once."""
-    key = (context.images.uri, context.index.digest)
-    if key not in _sources:
-        _sources[key] = Encoded(context.index, context.images)
-    _sources[key].failures.clear()  # those of earlier trials
-    return _sources[key]
-
-
-def _trial_images(
-    context: WorkerContext, settings: Settings, seed: int, cache: Cache, encoded: Encoded | None
-) -> TrialImages:
-    """The images that can be read, from the cache, or from the store where there is no cache."""
-    index, classes = context.index, len(context.index.classes)
-    source = Source(
-        images=None if cache.images is None else shared_tensor(cache.images),
-        labels=tf.constant(index.labels[:, None], tf.float32) if classes == 2 else tf.constant(index.labels, tf.int32),
-        data=settings.data,
-        augment=settings.augment,
-        seed=seed,
-        threads=context.spec.resources.cpus_per_trial,
-        encoded=encoded,
-    )
-    on_gpu = None
-    if cache.images is not None and (gpu := gpu_with_room(cache.images)):
-        with tf.device(gpu):
-            on_gpu = replace(source, images=tf.identity(source.images))
-    readable = np.ones(len(index), bool)
-    readable[list(cache.bad)] = False
-    return TrialImages(
-        source, on_gpu, np.flatnonzero(~index.validation & readable), np.flatnonzero(index.validation & readable)
-    )

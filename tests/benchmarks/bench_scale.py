@@ -110,16 +110,16 @@ def nothing_to_train(work: Any, cluster: Any) -> Any:
     pq.write_table(pa.table(columns), out)
     predictions = out.getvalue()
 
-    def run_trial(trial: Any, work: Any, ready: Any, report: Any, **more: Any) -> Any:
+    def run_trial(trial: Any, work: Any, reporter: Any, node: Any) -> Any:
         started_at = now()
-        ready({}, 0)
+        reporter.ready({}, 0)
         score = int(trial.id[:8], 16) / 2**32
         figures = {"loss": 1.0, "accuracy": 0.5, "val_loss": 1.0, "val_accuracy": score}
         epochs = trial.milestones[-1]
         history = [Epoch(epoch=1 + i, **figures, train_s=0.001, images_per_s=1.0) for i in range(epochs)]
         for epoch in history:
-            report(epoch)
-        more["stopping"]()
+            reporter.epoch(epoch)
+        reporter.stopping()
         result = Result(
             trial_id=trial.id,
             status="ok",
@@ -131,7 +131,7 @@ def nothing_to_train(work: Any, cluster: Any) -> Any:
             finished_at=now(),
             device="CPU",
             peak_memory_mb=anonymous_mb(),
-            **more["node"],
+            **node,
         )
         (point,) = points_of(trial, work.spec.axes)
         facts = Exported(

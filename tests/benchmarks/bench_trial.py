@@ -20,13 +20,13 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from orchestrator.data.backbone import find_networks
 from orchestrator.data.index import build_index
 from orchestrator.plan.forecast import Counts
 from orchestrator.plan.points import Trial, make_plan
 from orchestrator.run.context import WorkerContext
 from orchestrator.run.folder import KeepModels, Run
-from orchestrator.spec.axes import AXIS_PATHS, resolve
-from orchestrator.spec.code import read_code
+from orchestrator.spec.axes import resolve
 from orchestrator.spec.reading import load_spec
 from orchestrator.store import open_store
 
@@ -40,7 +40,7 @@ def work_in(output: str, data: str, *overrides: str) -> tuple[WorkerContext, tup
     images = open_store(spec.data.uri)
     index = build_index(images, spec.data)
     counts = Counts(int((~index.validation).sum()), int(index.validation.sum()))
-    plan = make_plan(spec, counts, index.digest, read_code(spec.model, [a for a in spec.axes if a not in AXIS_PATHS]))
+    plan = make_plan(spec, counts, index.digest, find_networks(spec)[0])
     return WorkerContext(spec, index, images, Run(open_store(f"{output}/{spec.name}", create=True))), plan.trials
 
 
@@ -60,7 +60,7 @@ def trial_images_per_s(work: WorkerContext, trial: Trial, output: str) -> float:
     from orchestrator.train.trial import run_trial
 
     own = WorkerContext(work.spec, work.index, work.images, Run(open_store(output, create=True)))
-    result = run_trial(trial, own, *([lambda *_: None] * 2))
+    result = run_trial(trial, own)
     assert result.status == "ok", result.error
     return result.history[-1].images_per_s
 
@@ -113,7 +113,7 @@ def many_trials(work: WorkerContext, trials: Sequence[Trial]) -> list[tuple[floa
     costs = []
     for trial in trials:
         began = time.perf_counter()
-        result = run_trial(trial, work, *([lambda *_: None] * 2))
+        result = run_trial(trial, work)
         assert result.status == "ok", result.error
         costs.append((time.perf_counter() - began, memory_mb()))
     return costs

@@ -1,0 +1,154 @@
+"""Inputs: what a trial trains on: the images of this node's cache or of the store, or the features of a backbone."""
+
+import os
+import platform
+from dataclasses import replace
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from orchestrator.data.cache import Cache, open_cache
+from orchestrator.data.features import Maker, is_made, open_features, read_width
+from orchestrator.data.pipeline import FeatureSource, Source, shared_tensor, view_batches
+from orchestrator.data.stream import Encoded
+from orchestrator.run.context import Reporter, WorkerContext
+from orchestrator.spec.axes import Settings
+from orchestrator.spec.backbones import View, views
+from orchestrator.spec.sections import Data
+from orchestrator.train.backbone import BATCH, load_extractor, make_features
+from orchestrator.train.device import gpu_with_room
+from orchestrator.train.loop import TrialImages
+from orchestrator.train.model import build
+
+_caches: dict[tuple[object, ...], Cache] = {}
+_sources: dict[tuple[str, str], Encoded] = {}
+_features: dict[tuple[str, str], np.ndarray] = {}
+_extractors: dict[tuple[object, ...], keras.Model] = {}
+
+
+def open_inputs(context: WorkerContext, settings: Settings, seed: int, reporter: Reporter) -> tuple[TrialImages, Cache]:
+    """What a trial with these settings trains on, and the cache of its images.
+
+    Features that nobody has made yet are made. Raises BadInput, StoreError, and Stopped where the reporter says so.
+    """
+    cache = _cache(context, settings.data, reporter)
+    index, classes = context.index, len(context.index.classes)
+    source = Source(
+        images=None if cache.images is None else shared_tensor(cache.images),
+        labels=tf.constant(index.labels[:, None], tf.float32) if classes == 2 else tf.constant(index.labels, tf.int32),
+        data=settings.data,
+        augment=settings.augment,
+        seed=seed,
+        threads=context.spec.resources.cpus_per_trial,
+        encoded=_encoded(context) if cache.images is None else None,
+    )
+    readable = np.ones(len(index), bool)
+    readable[list(cache.bad)] = False
+    rows = index.training_rows(readable, settings.data.training_images)
+    resident: Source | FeatureSource | None = None
+    if settings.backbone and not settings.backbone.unfreeze:
+        resident = _feature_source(context, settings, source, readable, reporter)
+    elif cache.images is not None and (gpu := gpu_with_room(cache.images.nbytes)):
+        with tf.device(gpu):
+            resident = replace(source, images=tf.identity(source.images))
+    return TrialImages(source, resident, rows, np.flatnonzero(index.validation & readable)), cache
+
+
+def new_extractor(context: WorkerContext, settings: Settings) -> keras.Model:
+    """The network that makes features of images, to be changed at will. Raises BadInput."""
+    backbone = settings.backbone
+    assert backbone is not None
+    pretrained, file = context.networks.backbones[backbone.name], context.weights.get(backbone.name)
+    return load_extractor(backbone, pretrained, file, settings.data.image_size)
+
+
+def extractor_of(context: WorkerContext, settings: Settings) -> keras.Model:
+    """The same, loaded once per worker: not to be changed."""
+    backbone = settings.backbone
+    assert backbone is not None
+    identity = context.networks.backbones[backbone.name].identity
+    key = (identity, backbone.layer, backbone.pooling, settings.data.image_size)
+    if key not in _extractors:
+        _extractors.clear()  # one is enough, and some are large
+        _extractors[key] = new_extractor(context, settings)
+    return _extractors[key]
+
+
+def feature_width(context: WorkerContext, settings: Settings) -> int:
+    """How many features an image has. Loads the network only if no node has made features of it yet."""
+    plain = _views(context, settings)[0]
+    if (width := read_width(context.run.store, plain.id)) is None:
+        width = int(extractor_of(context, settings).output_shape[1])
+    return width
+
+
+def _views(context: WorkerContext, settings: Settings) -> tuple[View, ...]:
+    assert settings.backbone is not None
+    return views(settings, context.networks.backbones[settings.backbone.name], context.index.digest)
+
+
+def _feature_source(
+    context: WorkerContext, settings: Settings, source: Source, readable: np.ndarray, reporter: Reporter
+) -> FeatureSource:
+    if not all(is_made(context.run.store, view.id) for view in _views(context, settings)):
+        # before the work is done: the model must be one
+        build(settings.model, (feature_width(context, settings),), len(context.index.classes), settings.model_args)
+    wanted = _views(context, settings)
+    arrays = {view.id: _features_of(view, context, settings, source, readable, reporter) for view in wanted}
+    gpu = gpu_with_room(sum(array.nbytes for array in arrays.values()))
+    with tf.device(gpu or "CPU:0"):
+        tensors = {
+            key: tf.identity(shared_tensor(array)) if gpu else shared_tensor(array) for key, array in arrays.items()
+        }
+    *training, validation = (tensors[view.id] for view in wanted)
+    return FeatureSource(tuple(training), validation, source.labels, source.seed)
+
+
+def _features_of(
+    view: View, context: WorkerContext, settings: Settings, source: Source, readable: np.ndarray, reporter: Reporter
+) -> np.ndarray:
+    """All features of a view, opened and verified once per worker."""
+    key = (context.run.store.uri, view.id)
+    if key in _features:
+        return _features[key]
+    backbone, threads = settings.backbone, os.cpu_count() or 1
+    assert backbone is not None
+    all_cores = replace(source, threads=threads, seed=0)  # its changes are the same for every trial
+    made = 0
+
+    def make(first: int, end: int) -> np.ndarray:
+        nonlocal made
+        extractor = extractor_of(context, settings)
+        rows = first + np.flatnonzero(readable[first:end])
+        features = np.zeros((end - first, extractor.output_shape[1]), np.float32)
+        if len(rows):
+            features[rows - first] = make_features(extractor, view_batches(all_cores, rows, BATCH, view.draw), threads)
+        made += end - first
+        return features
+
+    def tell(done: int) -> None:
+        if made:
+            reporter.preparing(backbone.name, done, len(context.index), made)
+
+    maker = Maker(make, feature_width(context, settings), len(context.index), tell, platform.node())
+    limit_gb = settings.data.cache_limit_gb
+    _features[key] = open_features(context.run.store, view.id, maker, limit_gb, reporter.say, reporter.stopping)
+    return _features[key]
+
+
+def _cache(context: WorkerContext, data: Data, reporter: Reporter) -> Cache:
+    """This node's cache, opened and verified once per worker."""
+    key = (context.images.uri, context.index.digest, data.image_size, data.resize, data.cache_limit_gb)
+    if key not in _caches:
+        _caches[key] = open_cache(context.index, context.images, data, reporter.say, reporter.stopping)
+    return _caches[key]
+
+
+def _encoded(context: WorkerContext) -> Encoded:
+    """The images as they lie in the store; a worker reads the shards' footers once."""
+    key = (context.images.uri, context.index.digest)
+    if key not in _sources:
+        _sources[key] = Encoded(context.index, context.images)
+    _sources[key].failures.clear()  # those of earlier trials
+    return _sources[key]
