@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-test grid submit test test-all faults bench bench-full bench-stream bench-scale picture lint audit constraints clean
+.PHONY: help setup setup-test grid submit test test-all faults bench bench-full bench-stream bench-backbone bench-scale picture lint audit constraints clean
 
 # With it set, the libraries' bytecode would not be kept, and importing TensorFlow takes 11 s instead of 4.5 s.
 unexport PYTHONDONTWRITEBYTECODE
@@ -11,6 +11,8 @@ unexport PYTHONDONTWRITEBYTECODE
 SPEC ?=
 ADDRESS ?=
 ARGS ?=
+BACKBONE ?= orchestrator/data/sample/backbones/fashion.keras
+DATA ?= build/classes
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 
@@ -51,6 +53,9 @@ bench-stream: $(VENV)/.ready-bench build/jpegs ## Streaming from an object store
 	$(PYTHON) tests/benchmarks/bench_pipeline.py
 	$(PYTHON) tests/benchmarks/bench_stream.py build/jpegs $(ARGS)
 
+bench-backbone: $(VENV)/.ready-bench $(DATA) ## Cached features against the same network in the model: make bench-backbone BACKBONE=FILE DATA=FOLDER
+	$(PYTHON) tests/benchmarks/bench_backbone.py "$(BACKBONE)" "$(DATA)" $(ARGS)
+
 bench-scale: $(VENV)/.ready-bench ## What large grids cost the orchestrator itself, measured and simulated; ten minutes
 	$(PYTHON) tests/benchmarks/bench_scale.py $(ARGS)
 
@@ -78,7 +83,7 @@ ours = [[ -e $(VENV)/.installing || -e $(VENV)/.ready ]]
 
 clean: ## Remove .venv and all that was built here (runs/ stays)
 	if $(ours); then rm -rf $(VENV); fi
-	rm -rf build/jpegs build/jpegs.half batch_orchestrator.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build/jpegs build/jpegs.half build/classes build/classes.half batch_orchestrator.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	rmdir build 2>/dev/null || true
 	find orchestrator jobs tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
@@ -103,14 +108,14 @@ $(VENV)/.ready-bench: $(VENV)/.ready-test
 	@echo "setup: adding what the benchmarks need"
 	$(call install,.[test$(comma)bench])
 
-build/jpegs:
+build/jpegs build/classes: build/%:
 	@idx=/usr/share/datasets/fashion-mnist
 	if [[ ! -d $$idx ]]; then
 		echo "bench: needs Fashion-MNIST in $$idx; on Debian and Ubuntu: apt-get install dataset-fashion-mnist" >&2
 		exit 1
 	fi
 	rm -rf $@.half
-	$(PYTHON) tests/benchmarks/make_jpegs.py $$idx $@.half
+	$(PYTHON) tests/benchmarks/make_$*.py $$idx $@.half
 	mv $@.half $@
 
 $(VENV)/.ready: pyproject.toml constraints.txt

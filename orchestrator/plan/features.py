@@ -16,12 +16,14 @@ class FeatureView:
 
     Attributes:
         id: See data.features.View.
+        pixels: Which ones the backbone takes, and why that is thought.
         width: Features of an image; None where only Keras can say.
         core_s: Forecast of the seconds that one core takes to make them.
     """
 
     id: str
     backbone: str
+    pixels: str
     image_size: tuple[int, int]
     images: int
     width: int | None
@@ -51,7 +53,8 @@ def feature_views(
             continue
         pretrained, size = backbones[backbone.name], settings.data.image_size
         core_s = index[1] * backbone_image_s(pretrained, size, pace)
+        pixels = f"pixels {pretrained.preprocessing}, {pretrained.says}"
         width = None if backbone.pooling == "flatten" else pretrained.features
         for view in views(settings, pretrained, index[0]):
-            found[view.id] = FeatureView(view.id, backbone.name, size, index[1], width, core_s)
+            found[view.id] = FeatureView(view.id, backbone.name, pixels, size, index[1], width, core_s)
     return tuple(found.values())

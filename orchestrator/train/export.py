@@ -113,10 +113,9 @@ class Exporter:
 
     def _write(self, milestone: int, weights: Sequence[np.ndarray] | None, outputs: np.ndarray | None) -> None:
         training, run = self._training, self._context.run
-        model = self._whole_model()
         with _lent(training.weights, weights):
-            keras_file = to_bytes(model)
-            digest = weights_digest(model)
+            keras_file = to_bytes(self._whole_model())
+            digest = weights_digest(training.model)
         if outputs is None:
             validated = training.loop.validate()
             assert validated is not None  # nothing stops it
