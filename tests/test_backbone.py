@@ -4,9 +4,11 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,15 +127,21 @@ def train(trial: Trial, context: WorkerContext, cache: str) -> tuple[Result | st
         return str(error), told
 
 
-def train_and_stop_after_a_chunk(trial: Trial, context: WorkerContext, cache: str) -> bool:
-    """Whether it stopped."""
+def train_and_stop_after_a_chunk(trial: Trial, context: WorkerContext, cache: str, killed: bool) -> bool:
+    """Whether it stopped. killed: it does not, but is killed instead."""
     os.environ["ORCHESTRATOR_CACHE_DIR"] = cache
     from orchestrator.data import features
     from orchestrator.train.trial import run_trial
 
     features.CHUNK = 20
     stop = threading.Event()
-    return run_trial(trial, context, Reporter(preparing=lambda *what: stop.set(), stopping=stop.is_set)) is None
+
+    def end(*what: Any) -> None:
+        stop.set()
+        if killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return run_trial(trial, context, Reporter(preparing=end, stopping=stop.is_set)) is None
 
 
 def digests(result: Result | str) -> dict[int, str]:
@@ -231,28 +239,31 @@ def test_fewer_training_images_are_some_of_the_others_of_each_class_alike(files:
 
 
 def test_features_are_made_once_and_are_the_same_for_all(tmp_path: Path, files: Path, worker: ProcessPoolExecutor):
-    """Stopped after a chunk and resumed; fetched by another node; taken over by another run; made again elsewhere."""
+    """Stopped after a chunk, killed after another, and resumed; fetched by another node; taken over by another run."""
     context, plan = context_of(tmp_path / "run", files)
-    trial, total = plan.trials[0], 48
-    assert worker.submit(train_and_stop_after_a_chunk, trial, context, str(tmp_path / "node")).result()
-    result, told = worker.submit(train, trial, context, str(tmp_path / "node")).result()
-    assert [done for _, done, _, _ in told][-1] == total
-    assert told[-1][3] == total - 20, "a chunk was made twice"
+    trial, node = plan.trials[0], str(tmp_path / "node")
+    assert worker.submit(train_and_stop_after_a_chunk, trial, context, node, False).result()
+    with new_worker() as other, pytest.raises(BrokenProcessPool):
+        other.submit(train_and_stop_after_a_chunk, trial, context, node, True).result()
+    result, told = worker.submit(train, trial, context, node).result()
+    assert len(told) == 1, "a chunk was made twice"
     expected = digests(result)
 
-    def again(folder: str, cache: str, pool: ProcessPoolExecutor = worker) -> list[tuple[Any, ...]]:
+    def again(folder: str, cache: str) -> list[tuple[Any, ...]]:
         other = replace(context, run=Run(open_store(str(tmp_path / folder), create=True)))
         for file in (tmp_path / folder / "trials").glob("*"):
             file.unlink()
         shutil.rmtree(tmp_path / folder / "checkpoints", ignore_errors=True)
-        result, told = pool.submit(train, trial, other, str(tmp_path / cache)).result()
+        result, told = worker.submit(train, trial, other, str(tmp_path / cache)).result()
         assert digests(result) == expected
         return told
 
     assert again("run", "another node") == []
     assert again("another run", "node") == []
-    with new_worker() as fresh:
-        assert again("a third run", "a third node", fresh)[-1][3] == total
+    assert again("a third run", "a third node")[-1][3] == 48
+    streamed = {"uri": str(files / "images"), "image_size": SIDE, "cache_limit_gb": 0}
+    context = context_of(tmp_path / "run", files, data=streamed)[0]
+    assert again("streamed", "a fourth node")[-1][3] == 48
 
 
 def test_damaged_features_are_made_anew(tmp_path: Path, files: Path, worker: ProcessPoolExecutor):
@@ -322,14 +333,14 @@ def test_pixels_are_prepared_as_keras_prepares_them(worker: ProcessPoolExecutor,
 
 
 def fine_tune_in_pieces(trial: Trial, context: WorkerContext) -> dict[int, str]:
-    """Stopped after a batch again and again."""
+    """Stopped a few batches after the head is trained, and again."""
     from orchestrator.train import loop
     from orchestrator.train.trial import run_trial
 
     stretch_s, loop._STRETCH_S = loop._STRETCH_S, 0.0
     result = None
     while not result:
-        asks = iter(range(6))
+        asks = iter(range(18))
         result = run_trial(trial, context, Reporter(stopping=lambda asks=asks: next(asks, None) is None))
     loop._STRETCH_S = stretch_s
     return digests(result)
@@ -404,12 +415,12 @@ def compare_whole_model(run: Path, images: str, backbone: str) -> tuple[float, f
 def test_a_grid_of_heads_on_one_worker_and_two(tmp_path: Path, files: Path, worker: ProcessPoolExecutor):
     """The same board to the bit; the winner's model is whole: from pixels to what was recorded of it."""
     backbone = str(files / "smallclassifier.keras")
-    axes = {"batch_size": [8, 16], "dropout": [0.0, 0.5], "epochs": [2, 3]}
     tree = {
         "name": "heads",
         "data": {"uri": str(files / "images"), "image_size": 24},
         "backbone": backbone,
-        "grid": axes,
+        "grid": {"batch_size": [8, 16], "dropout": [0.0, 0.5], "epochs": [2, 3]},
+        "points": [{"batch_size": 8, "dropout": 0.5, "epochs": 3, "unfreeze": 2}],
     }
     for folder, at_once in (("two", 2), ("one", 1)):
         tree["resources"] = {"max_concurrent": at_once}
@@ -417,13 +428,14 @@ def test_a_grid_of_heads_on_one_worker_and_two(tmp_path: Path, files: Path, work
         spec.write_text(yaml.safe_dump({**tree, "output": str(tmp_path / folder)}))
         done = grid(str(spec), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert "features of" in done.stdout
+        assert ("features of" in done.stdout) == (folder == "two"), "made once on this machine"
     two, one = (tmp_path / folder / "heads" for folder in ("two", "one"))
     assert trial_digests(two) == trial_digests(one)
-    assert len(trial_digests(two)) == 4
+    assert len(trial_digests(two)) == 5
     apart, changed = worker.submit(compare_whole_model, two, str(files / "images"), backbone).result()
     assert apart < 1e-5
-    assert changed == 0
+    winner = json.loads((two / "models" / "best.json").read_text())["values"]
+    assert (changed == 0) == (winner["unfreeze"] == 0)
     assert b"worst" in (two / "report.html").read_bytes()
 
 

@@ -119,7 +119,7 @@ class WatchCallback(NotPickled, Callback):
             self.watch.epoch(trial_id, Epoch.model_validate_json(epoch))
         match result.get("event"):
             case "preparing":
-                self.watch.preparing(trial_id, *(result[name] for name in ("what", "done", "images", "made")))
+                self.watch.preparing(trial_id, *result["facts"])
             case "ready":
                 self._tell_ready(trial, result)
             case "worker too large":

@@ -77,7 +77,8 @@ def _train(trial: Trial, workload: Workload, outbox: "Outbox", stopping_ref: Any
         outbox.send(event="ready", trial=trial.id, unreadable=unreadable, epochs_done=epochs_done, **node)
 
     def preparing(what: str, done: int, images: int, made: int) -> None:
-        outbox.send(event="preparing", trial=trial.id, what=what, done=done, images=images, made=made)
+        facts = [what, done, images, made]  # not by name: Tune ends a trial that reports something as "done"
+        outbox.send(event="preparing", trial=trial.id, facts=facts)
 
     reporter = Reporter(preparing, ready, outbox.add, lambda: is_told_to_stop(stopping_ref), outbox.lines.append)
     result: Result | None = trial_module.run_trial(trial, context, reporter, node)

@@ -28,7 +28,7 @@ def finish_models(state: RunState, watch: GridWatch, cluster: "Cluster | None", 
 
     if not (todo := place()) or watch.stop.is_set():
         return
-    console.out(f"models: {plural(len(todo), 'trial')} to take up again, for models that are not in the run folder")
+    console.out(f"models: {plural(len(todo), 'model')} to make, from checkpoints or by training again")
     from orchestrator.cluster.connect import connect  # here, so that a finished run does not load Ray
     from orchestrator.cluster.fanout import fan_out
 

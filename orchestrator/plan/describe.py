@@ -125,7 +125,8 @@ def _feature_lines(plan: Plan) -> Iterator[str]:
         width, size_bytes = views[0].width, sum(view.size_bytes or 0 for view in views)
         each = f"{width} features each, {size_bytes / 1e6:,.1f} MB" if width else "their number is in the network"
         times = f" x {plural(len(views), 'view')}" if len(views) > 1 else ""
-        yield f"{plural(views[0].images, 'image')}{times} at {size[0]}x{size[1]} through {backbone} ({views[0].pixels}): {each}"
+        at = f"{plural(views[0].images, 'image')}{times} at {size[0]}x{size[1]}"
+        yield f"{at} through {backbone} ({views[0].pixels}): {each}"
 
 
 def _feature_tree(view: FeatureView) -> dict[str, Any]:

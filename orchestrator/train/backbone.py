@@ -19,6 +19,7 @@ from orchestrator.errors import BadInput
 from orchestrator.scratch import scratch
 from orchestrator.spec.backbones import Pretrained
 from orchestrator.spec.sections import Backbone
+from orchestrator.train.model_file import UNLOADABLE
 from orchestrator.words import last_line
 
 BATCH = 32  # images at a time: the same number always, so that features are the same to the bit
@@ -67,7 +68,7 @@ def _network(backbone: Backbone, file: WeightsFile | None, image_size: tuple[int
         path.write_bytes(file.read())
         try:
             network.load_weights(path)
-        except (ValueError, KeyError, OSError, TypeError, AttributeError, IndexError) as error:
+        except UNLOADABLE as error:
             raise BadInput(
                 f"backbone.weights must hold the weights of {backbone.name} without its classifier, and "
                 f"{backbone.weights} does not fit: {last_line(error)[:200]}"
@@ -96,12 +97,12 @@ def _load(file: WeightsFile, name: str) -> keras.Model:
         path.write_bytes(file.read())
         try:
             network = keras.saving.load_model(path, compile=False, safe_mode=True)
-        except Exception as error:  # what Keras raises for a file that it cannot read has no common kind
+        except UNLOADABLE as error:
             raise BadInput(
                 f"backbone {name} must be a model that Keras can load without running code from it: "
                 f"{last_line(error)[:300]}"
             ) from None
-    if not isinstance(network, keras.Model) or not network.inputs:
+    if not isinstance(network, keras.Model) or not getattr(network, "inputs", None):
         raise BadInput(f"backbone {name} must be a Functional or Sequential model, got {type(network).__name__}")
     return network
 
@@ -116,7 +117,7 @@ def _for_size(network: keras.Model, name: str, image_size: tuple[int, int]) -> k
     try:
         fitted = keras.models.clone_model(network, input_tensors=keras.Input((*image_size, 3)))
         fitted.set_weights(network.get_weights())
-    except Exception:  # whatever its layers say of shapes that do not fit
+    except UNLOADABLE:  # whatever its layers say of shapes that do not fit
         raise BadInput(
             f"backbone {name} takes images of {shape[0]}x{shape[1]} only: set data.image_size to {[*shape[:2]]}"
         ) from None
@@ -136,6 +137,8 @@ def _cut(network: keras.Model, layer: str | None, name: str) -> keras.Model:
             )
         return keras.Model(network.inputs, network.get_layer(layer).output)
     last = network.layers[-1]
+    if isinstance(last, keras.Model):  # as in models that this program exports
+        return keras.Model(network.inputs, _cut(last, None, name)(last.input))
     activation = getattr(getattr(last, "activation", None), "__name__", "")
     if isinstance(last, keras.layers.Softmax) or activation in ("softmax", "sigmoid"):
         before = keras.Model(network.inputs, last.input)
@@ -190,6 +193,27 @@ def compose(extractor: keras.Model, head: keras.Model) -> keras.Model:
     """The whole model, from pixels in [0, 1] to what the head says. It shares the weights of both."""
     pixels = keras.Input(extractor.input_shape[1:])
     return keras.Model(pixels, head(extractor(pixels)))
+
+
+class Branch(keras.Model):
+    """The whole model while layers of its backbone are trained. The backbone is always called as outside of training.
+
+    A functional model would not do: called with training=True, it passes that on to all that it is made of.
+    """
+
+    def __init__(self, extractor: keras.Model, head: keras.Model) -> None:
+        super().__init__()
+        self.extractor, self.head = extractor, head
+        self(keras.Input(extractor.input_shape[1:]))
+
+    def call(self, pixels: Any, training: bool | None = None) -> Any:
+        return self.head(self.extractor(pixels, training=False), training=training)
+
+    @property
+    def output_shape(self) -> tuple[int | None, ...]:
+        """(None, model outputs)."""
+        shape: tuple[int | None, ...] = self.head.output_shape
+        return shape
 
 
 def unfreeze(extractor: keras.Model, count: int) -> None:

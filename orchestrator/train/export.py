@@ -22,7 +22,7 @@ from orchestrator.run.context import WorkerContext
 from orchestrator.run.folder import CANDIDATES, KeepModels, versions
 from orchestrator.run.result import Epoch, Exported, merit, ranked_by
 from orchestrator.store import StoreError
-from orchestrator.train.backbone import compose
+from orchestrator.train.backbone import Branch, compose
 from orchestrator.train.inputs import extractor_of
 from orchestrator.train.model import class_probabilities, predicted_classes
 from orchestrator.train.model_file import to_bytes, weights_digest
@@ -133,10 +133,11 @@ class Exporter:
 
     def _whole_model(self) -> keras.Model:
         """The model from pixels on, even where it is trained on features."""
-        training = self._training
-        if training.images.features is None:
-            return training.model
-        return compose(extractor_of(self._context, training.settings), training.model)
+        model, settings = self._training.model, self._training.settings
+        if settings.backbone is None:
+            return model
+        extractor = model.extractor if isinstance(model, Branch) else extractor_of(self._context, settings)
+        return compose(extractor, self._training.head)
 
     def _facts(self, milestone: int, digest: str) -> Exported:
         point, epoch, spec = self._points[milestone], self._epoch(milestone), self._context.spec

@@ -9,7 +9,8 @@ from orchestrator.errors import BadInput
 from orchestrator.scratch import scratch
 from orchestrator.train.model import read_classes
 
-_UNLOADABLE = (TypeError, ValueError, KeyError, AttributeError, OSError, RuntimeError, ImportError)
+# What Keras raises for a file that is none of its own, or does not fit
+UNLOADABLE = (TypeError, ValueError, KeyError, IndexError, AttributeError, OSError, RuntimeError, ImportError)
 _checked: set[str] = set()
 
 
@@ -43,7 +44,7 @@ def load(data: bytes, name: str, model: str) -> keras.Model:
     """
     try:
         return _load(data, {})
-    except _UNLOADABLE as first:
+    except UNLOADABLE as first:
         error: Exception = first
     if "Lambda" in str(error):
         raise BadInput(
@@ -53,7 +54,7 @@ def load(data: bytes, name: str, model: str) -> keras.Model:
     if ":" in model:
         try:
             return _load(data, read_classes(model, keras.layers.Layer))
-        except _UNLOADABLE as second:
+        except UNLOADABLE as second:
             error = second
     raise BadInput(
         f"{name} must be a model that Keras can load: {_first_line(error)[:300]}; layers of your "

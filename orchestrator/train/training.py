@@ -15,7 +15,7 @@ from orchestrator.run.folder import KeepModels
 from orchestrator.run.result import Epoch, monitored, ranked_by
 from orchestrator.spec.axes import Settings
 from orchestrator.spec.sections import EarlyStopping, Train
-from orchestrator.train.backbone import compose, unfreeze
+from orchestrator.train.backbone import Branch, unfreeze
 from orchestrator.train.checkpoint import BestWeights, Checkpoint, CheckpointState
 from orchestrator.train.inputs import new_extractor
 from orchestrator.train.loop import Loop, Sums, TrialImages, Validated
@@ -165,7 +165,7 @@ def _models(settings: Settings, context: WorkerContext, images: TrialImages) -> 
         head = build(settings.model, shape, classes, settings.model_args)
     finally:
         keras.config.set_dtype_policy("float32")
-    return (compose(extractor, head) if extractor else head), head
+    return (Branch(extractor, head) if extractor else head), head
 
 
 def _schedule(settings: Settings) -> Train:

@@ -235,7 +235,7 @@ def test_models_that_are_not_there_are_made_again(finished: Path) -> None:
     before = results(finished)
     done = grid(*spec, "--export-models", "all", cwd=cwd)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "models: 1 trial to train again" in done.stdout
+    assert "models: 1 model to make" in done.stdout
     assert results(finished) == before
     table = board(finished)
     for row in table.itertuples():
