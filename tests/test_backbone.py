@@ -451,26 +451,38 @@ def test_one_worker_and_two_train_the_same_heads(tmp_path: Path, files: Path):
     assert one == two
 
 
-def trial_on_application(files: str, folder: str, name: str, layer: str | None) -> tuple[float, float]:
-    """Save the network with random weights, train a head on it, export, and compare; as compare_whole_model."""
+@pytest.mark.slow
+def test_a_bucket_keeps_the_features_for_other_nodes(
+    bucket: str, tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Images, backbone and run in a bucket: a machine that comes later fetches what the first one made."""
+    store = open_store(bucket)
+    fill(store, class_folder({"images/cat": 24, "images/dog": 24}, 20, 20))
+    store.write("small.keras", (files / "small.keras").read_bytes())
+    tree = {"name": "a", "data": {"uri": f"{bucket}/images", "image_size": SIDE}, "backbone": f"{bucket}/small.keras"}
+    for node, dropouts, makes in (("one", [0.0], True), ("another", [0.0, 0.5], False)):
+        monkeypatch.setenv("ORCHESTRATOR_CACHE_DIR", str(tmp_path / node))
+        axes = {"batch_size": [8], "epochs": [1], "dropout": dropouts}
+        (tmp_path / "a.yaml").write_text(yaml.safe_dump({**tree, "grid": axes, "output": f"{bucket}/runs"}))
+        done = grid("a.yaml", cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ("features of" in done.stdout) == makes
+        assert store.exists("runs/a/models/best.keras")
+
+
+def trial_on_application(files: str, folder: str, name: str, layer: str | None) -> tuple[float, float, float]:
+    """Save the network with random weights, train a head on it, export, and compare; and the head's loss."""
     import keras
 
     path = f"{folder}/{name}.keras"
     getattr(keras.applications, name)(include_top=True, weights=None, input_shape=(64, 64, 3), classes=7).save(path)
-    context, plan = context_of(
-        Path(folder) / "run",
-        Path(files),
-        KeepModels.all,
-        data={"uri": f"{files}/images", "image_size": 40},
-        backbone={"name": path, "layer": layer},
-    )
+    spec = {"data": {"uri": f"{files}/images", "image_size": 40}, "backbone": {"name": path, "layer": layer}}
+    context, plan = context_of(Path(folder) / "run", Path(files), KeepModels.all, **spec)
     result, _ = train(plan.trials[0], context, f"{folder}/node")
     digests(result)
-    run = context.run
-    facts = run.read_model(plan.points[0].id)
-    run.copy_model(plan.points[0].id, "best", facts)
-    apart, _ = compare_whole_model(Path(folder) / "run", f"{files}/images", path) if layer is None else (0.0, 0.0)
-    return apart, result.history[-1].metrics["loss"]
+    point = plan.points[0].id
+    context.run.copy_model(point, "best", context.run.read_model(point))
+    return *compare_whole_model(Path(folder) / "run", f"{files}/images", path), result.history[-1].metrics["loss"]
 
 
 @pytest.mark.slow
@@ -487,6 +499,33 @@ def test_networks_of_keras_applications(
     tmp_path: Path, files: Path, worker: ProcessPoolExecutor, name: str, layer: str | None
 ):
     """As files with a classifier, for images of another size: cut, scaled, trained, exported, and predicted with."""
-    apart, loss = worker.submit(trial_on_application, str(files), str(tmp_path), name, layer).result()
+    apart, changed, loss = worker.submit(trial_on_application, str(files), str(tmp_path), name, layer).result()
     assert apart < 1e-5
+    assert changed == 0
     assert np.isfinite(loss)
+
+
+def weights_of_application(files: str, folder: str) -> tuple[str, str]:
+    """What becomes of a trial on MobileNetV3Small with a file of its weights, and with one of another network's."""
+    import keras
+
+    small = keras.applications.MobileNetV3Small(include_top=False, weights=None, input_shape=(64, 64, 3))
+    small.save_weights(f"{folder}/own.weights.h5")
+    keras.saving.load_model(f"{files}/small.keras").save_weights(f"{folder}/other.weights.h5")
+    ends = []
+    for file in ("own", "other"):
+        backbone = {"name": "MobileNetV3Small", "weights": f"{folder}/{file}.weights.h5"}
+        spec = {"data": {"uri": f"{files}/images", "image_size": 48}, "backbone": backbone}
+        context, plan = context_of(Path(folder) / file, Path(files), **spec)
+        result, _ = train(plan.trials[0], context, f"{folder}/node")
+        ends.append(result if isinstance(result, str) else result.status)
+    return ends[0], ends[1]
+
+
+@pytest.mark.slow
+def test_weights_from_a_file(tmp_path: Path, files: Path, worker: ProcessPoolExecutor):
+    """For a network of keras.applications where there is no network to fetch them from; others are refused."""
+    own, other = worker.submit(weights_of_application, str(files), str(tmp_path)).result()
+    assert own == "ok"
+    assert other.startswith("backbone.weights must hold the weights of MobileNetV3Small without its classifier, and ")
+    assert "\n" not in other

@@ -57,6 +57,15 @@ def test_points_that_differ_only_in_epochs_share_a_trial(shirts: Path) -> None:
     assert history.groupby("trial_id").epoch.apply(list).tolist() == [[1, 2]] * 2
 
 
+def test_a_narrower_grid_says_what_is_no_longer_shown(shirts: Path) -> None:
+    """Rows leave the board; what is trained stays, and is known again."""
+    plan = grid("--plan", "--set", SMALL, cwd=shirts.parents[1])
+    assert plan.stdout.startswith(
+        "3 points of the last grid not in this one, and so not on the board: what is trained "
+    )
+    assert "1 done, 0 missing, 0 new" in plan.stdout
+
+
 def test_a_job_log_is_plain_lines(shirts: Path) -> None:
     """No colours, no Ray chatter; one line for each epoch and trial, the best ten, and the command that opens them."""
     out = printed(shirts)

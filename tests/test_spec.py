@@ -12,6 +12,7 @@ from orchestrator.plan.describe import as_tree
 from orchestrator.plan.forecast import Counts
 from orchestrator.plan.points import make_plan
 from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES
+from orchestrator.spec.code import read_code
 from orchestrator.spec.reading import load_spec, to_yaml, validate
 from orchestrator.spec.sections import Spec
 
@@ -108,8 +109,9 @@ WRONG = [
     (
         "train",
         {"epochs": 0, "batch_size": 0},
-        "train.batch_size must be a whole number of at least 1, got 0 (and 1 more)",
+        "train.batch_size must be a whole number of at least 1, got 0; also wrong: train.epochs",
     ),
+    ("budget", {"max_hours": "1:30"}, "budget.max_hours must be a number, got '1:30'"),
     # axes
     ("grid.batch_size", [5, 10, 0], "grid.batch_size[2] must be a whole number of at least 1, got 0"),
     ("grid.epochs", [2, "a"], "grid.epochs[1] must be a whole number, got 'a'"),
@@ -270,7 +272,7 @@ def test_the_last_of_several_sets_wins():
         ("train.epoch=3", "train.epoch is not a known key (did you mean epochs?)"),
         ("train.learning_rate=", "train.learning_rate must be a number, got null"),
         ("grid.epochs=2", "grid.epochs must be a list, got 2"),
-        ("output=" + "0x" + "f" * 5000, "output must be a text, got a number of 20000 bits"),
+        ("output=" + "9" * 4000, "output must be a text, got a number of 13288 bits"),
     ],
 )
 def test_a_wrong_set_is_refused(override, says):
@@ -364,3 +366,26 @@ def test_any_value_in_any_field_gives_a_spec_or_one_line(path, value):
         assert load_spec(to_yaml(spec)) == spec
         return
     assert message.splitlines() == [message]
+
+
+def test_numbers_are_read_as_they_are_written():
+    """010 is ten, not eight as in YAML 1.1; 1:30 is no number, nor is it ninety."""
+    spec = load_spec("{name: a, data: {uri: x}, grid: {batch_size: [010, 016], learning_rate: [1e-3, .5, 1_0.0]}}")
+    assert spec.grid == {"batch_size": [10, 16], "learning_rate": [0.001, 0.5, 10.0]}
+    with pytest.raises(BadInput, match=r"budget\.max_hours must be a number, got '1:30'"):
+        load_spec("{name: a, data: {uri: x}, grid: {batch_size: [1]}, budget: {max_hours: 1:30}}")
+
+
+def test_a_point_is_of_its_axis_type():
+    """`off` without quotes is false, which no text compares with."""
+    with pytest.raises(BadInput) as refused:
+        load_spec("{name: a, data: {uri: x}, grid: {norm: [batch, layer]}, points: [{norm: off}]}")
+    assert str(refused.value) == (
+        "points[0].norm must be of one type with the other values of norm ('batch', 'layer'), got false: "
+        "put texts such as off in quotes"
+    )
+
+
+def test_a_misspelt_axis_is_recognised():
+    with pytest.raises(BadInput, match=r"grid.batchsize \(did you mean batch_size\?\) must be an argument"):
+        read_code("small_cnn", ["batchsize"])

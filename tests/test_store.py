@@ -17,6 +17,7 @@ from obstore.auth.boto3 import Boto3CredentialProvider
 
 from orchestrator.errors import BadInput
 from orchestrator.store import Changed, Missing, Object, Store, StoreError, one_line, open_store
+from orchestrator.store.bucket import aws_endpoint_and_region
 from orchestrator.store.hints import explain
 from orchestrator.store.interface import unaddressable
 
@@ -585,3 +586,19 @@ class TestPure:
     def test_addressable(self, key: str) -> None:
         """Odd but honest keys are let through."""
         assert unaddressable(key) is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "region"),
+    [
+        ({"AWS_REGION": "eu-north-1"}, "eu-north-1"),
+        ({"AWS_DEFAULT_REGION": "eu-south-2"}, "eu-south-2"),
+        ({"AWS_REGION": "eu-north-1", "AWS_DEFAULT_REGION": "eu-south-2"}, "eu-north-1"),
+        ({"AWS_REGION": ""}, "us-east-1"),
+    ],
+)
+def test_both_names_of_the_region_are_read(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], region: str):
+    """AWS_REGION, which our hints name, before boto3's own AWS_DEFAULT_REGION, as AWS's other tools do."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert aws_endpoint_and_region("s3://bucket")[1] == region

@@ -92,6 +92,7 @@ def orchestrate(spec: Spec, options: Options) -> int:
     context, plan = _lay_out(spec, options)
     planned_before = _points_planned_before(context.run, plan)
     console = make_console(stderr=options.as_json)
+    _say_left_out(plan, planned_before, console)
     if not (options.plan_only or options.takeover):
         refuse_if_held(context.run.store, console.out)  # before the results are read: more may arrive meanwhile
     state = RunState(context, plan, context.run.read_results())
@@ -142,6 +143,15 @@ def _points_planned_before(run: Run, plan: Plan) -> list[str]:
             f"give this one another --name, or set them back"
         )
     return list(before["points"])
+
+
+def _say_left_out(plan: Plan, planned_before: list[str], console: Console) -> None:
+    """Say that the grid was narrowed: what is trained stays, and is not on the board."""
+    if left_out := len(set(planned_before) - {point.id for point in plan.points}):
+        console.out(
+            f"{plural(left_out, 'point')} of the last grid not in this one, and so not on the board: what is trained "
+            f"stays in the run folder, and is back with the same values"
+        )
 
 
 def _print_plan(state: RunState, points_by_state: Mapping[str, int], as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import BadInput
+from orchestrator.spec.axes import AXIS_PATHS
 from orchestrator.spec.sections import Scalar
 
 BUILT_IN = ("small_cnn", "head")
@@ -61,8 +63,10 @@ def read_code(name: str, axes: Sequence[str]) -> Code:
         own = [a for a in takes if a not in ("input_shape", "classes")]
         for axis in axes:
             if axis not in takes:
+                close = difflib.get_close_matches(axis, [*own, *AXIS_PATHS], n=1)
+                hint = f" (did you mean {close[0]}?)" if close else ""
                 raise BadInput(
-                    f"grid.{axis} must be an argument of the model {name} ({', '.join(own) or 'it has none'}), "
+                    f"grid.{axis}{hint} must be an argument of the model {name} ({', '.join(own) or 'it has none'}), "
                     f"image_size, or a field of train or augment: rename or remove it"
                 )
     for needed in _required(arguments):

@@ -54,6 +54,7 @@ def validate(tree: Mapping[str, Any]) -> Spec:
     grid = {name: _check_axis(name, values) for name, values in spec.grid.items()}
     points = [_check_point(f"points[{i}]", point) for i, point in enumerate(spec.points)]
     exclude = [_check_point(f"exclude[{i}]", point) for i, point in enumerate(spec.exclude)]
+    _check_kinds(grid, {f"points[{i}]": point for i, point in enumerate(points)})
     if not grid and not points:
         raise BadInput("grid and points are both empty: give at least one axis, such as grid: {batch_size: [16, 32]}")
     for i, point in enumerate(exclude):
@@ -104,10 +105,27 @@ def _check_axis(name: str, values: list[Any]) -> list[Any]:
     checked = [_check_value(name, value, f"{path}[{i}]") for i, value in enumerate(values)]
     if repeated := _first_repeat([canonical(value) for value in checked]):
         raise BadInput(f"{path}[{repeated[0]}] repeats the value {repeated[1]}: remove one of them")
-    kinds = {float if isinstance(v, int | float) and not isinstance(v, bool) else type(v) for v in checked}
-    if len(kinds) > 1:
+    if len({_kind(value) for value in checked}) > 1:
         raise BadInput(f"{path} must hold values of one type, got {_show(values)}")
     return checked
+
+
+def _kind(value: Any) -> type:
+    """The type of an axis' values; whole numbers are numbers like others."""
+    return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
+
+
+def _check_kinds(grid: Mapping[str, list[Any]], points: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises BadInput for a point whose value is of another type than its axis. points: by their place in the spec."""
+    kinds = {name: _kind(values[0]) for name, values in grid.items()}
+    for place, point in points.items():
+        for name, value in point.items():
+            if value is not None and kinds.setdefault(name, _kind(value)) is not _kind(value):
+                others = grid.get(name) or [other[name] for other in points.values() if name in other]
+                raise BadInput(
+                    f"{place}.{_key(name)} must be of one type with the other values of {name} "
+                    f"({', '.join(map(_show, others[:3]))}), got {_show(value)}: put texts such as off in quotes"
+                )
 
 
 def _check_point(path: str, point: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +200,9 @@ def _explain(error: ValidationError, prefix: str = "") -> str:
     if path.startswith("resources.gpus_per_trial"):
         line = f"resources.gpus_per_trial must be auto or a number of at least 0, got {got}"
         problems = problems[:1]
-    return line + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+    rest = [each["loc"] for each in problems if each is not first]
+    others = dict.fromkeys(".".join(_key(part) for part in loc if isinstance(part, str)) for loc in rest)
+    return line + (f"; also wrong: {', '.join(others)}" if others else "")
 
 
 def _must_be(kind: str, context: Mapping[str, Any]) -> str:
@@ -258,11 +278,11 @@ def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     tree[keys[-1]] = value
 
 
-_UNUSED_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "merge", "value")}
+_UNUSED_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "merge", "value", "int", "float")}
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML: no tags, no merged mappings, no repeated keys; 1e-3 is a number and 2024-01-31 a text."""
+    """Plain YAML: no tags, no merged mappings, no repeated keys; numbers are decimal; 1:30 and 2024-01-31 are texts."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # type: ignore[misc] # the stubs declare it for instances
         first: [(tag, regexp) for tag, regexp in resolvers if tag not in _UNUSED_TAGS]
@@ -290,9 +310,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+# Numbers as they are written: YAML 1.1 would read 010 as 8, and 1:30 as 90.
+_NUMBERS = {
+    "int": r"^[-+]?\d[\d_]*$",
+    "float": r"^[-+]?((\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+|\d[\d_]*\.\d*|\.\d+|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$",
+}
+for _name, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value.replace("_", "")))
 
 
 def _parse(text: str, source: str) -> Any:

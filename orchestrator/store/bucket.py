@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
 import re
 import time
 import urllib.parse
@@ -54,7 +55,8 @@ def _aws_session(uri: str) -> Iterator[Any]:
     from botocore.exceptions import BotoCoreError
 
     try:
-        yield boto3.Session()
+        # boto3 reads AWS_DEFAULT_REGION alone; AWS's other tools read AWS_REGION first
+        yield boto3.Session(region_name=os.environ.get("AWS_REGION") or None)
     except (BotoCoreError, ValueError) as error:
         hint = "check AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL and the AWS config file"
         raise BadInput(f"{uri}: the AWS settings do not work: {one_line(str(error))}; {hint}") from None
