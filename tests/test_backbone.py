@@ -185,6 +185,12 @@ def digests(result: Result | str) -> dict[int, str]:
             {"grid": {"training_images": [10, 60]}},
             "training_images must be at most 40, as so many images train, got 60",
         ),
+        ({"grid": {"rotation_deg": [0, 30]}}, "augment must be left out with backbone.views 1"),
+        ({"grid": {"fine_tune_learning_rate": [1e-4]}}, "must have points that unfreeze: add one, such as unfreeze"),
+        (
+            {"grid": {"backbone": ["none", "{files}/small.keras"], "unfreeze": [0, 2]}},
+            "remove one of them, for example with exclude: [{backbone: 'none', unfreeze: 2}]",
+        ),
         ({"grid": {"width": [1]}}, "grid.width must be an argument of the model head (hidden, dropout, l2)"),
     ],
 )
@@ -287,7 +293,7 @@ def test_damaged_features_are_made_anew(tmp_path: Path, files: Path, worker: Pro
         ({"backbone": "{files}/smallflat.keras"}, "takes images of 32x32 only: set data.image_size to [32, 32]"),
         (
             {"backbone": {"name": "{files}/small.keras", "unfreeze": 9}},
-            "unfreeze must be at most 3, as the backbone has so",
+            "unfreeze must be at most 3, the layers of the backbone with weights, got 9",
         ),
         (
             {"backbone": "MobileNet", "data": {"image_size": 32}},
@@ -389,6 +395,25 @@ def trial_digests(run: Path) -> dict[str, dict[str, str]]:
     return {path.name: json.loads(path.read_text())["digests"] for path in (run / "trials").glob("*.json")}
 
 
+def test_a_winner_is_a_backbone_for_another_run(tmp_path: Path, files: Path, worker: ProcessPoolExecutor):
+    """Every point's model is kept, and one of them is taken up to its classifier: the features that its head saw."""
+    axes = {"batch_size": [8], "dropout": [0.0, 0.5], "epochs": [1]}
+    context, plan = context_of(tmp_path / "run", files, KeepModels.all, grid=axes)
+    for trial in plan.trials:
+        digests(worker.submit(train, trial, context, str(tmp_path / "node")).result()[0])
+    models = sorted((tmp_path / "run" / "models").glob("*.keras"))
+    assert [path.stem for path in models] == sorted(point.id for point in plan.points)
+    again, plan = context_of(tmp_path / "again", files, backbone=str(models[0]))
+    digests(worker.submit(train, plan.trials[0], again, str(tmp_path / "node")).result()[0])
+    ours, theirs = (
+        np.concatenate(
+            [np.frombuffer(path.read_bytes()[:-32], "<f4") for path in sorted((tmp_path / run).rglob("*.f32"))]
+        )
+        for run in ("run", "again")
+    )
+    assert np.abs(ours - theirs).max() < 1e-5
+
+
 # --- A grid -----------------------------------------------------------------------------------------------------------
 
 
@@ -470,8 +495,8 @@ def test_a_bucket_keeps_the_features_for_other_nodes(
         assert store.exists("runs/a/models/best.keras")
 
 
-def trial_on_application(files: str, folder: str, name: str, layer: str | None) -> tuple[float, float, float]:
-    """Save the network with random weights, train a head on it, export, and compare; and the head's loss."""
+def trial_on_application(files: str, folder: str, name: str, layer: str | None) -> tuple[float, float, int]:
+    """Save the network with random weights, train a head on it, export, compare; and count the features."""
     import keras
 
     path = f"{folder}/{name}.keras"
@@ -482,27 +507,30 @@ def trial_on_application(files: str, folder: str, name: str, layer: str | None) 
     digests(result)
     point = plan.points[0].id
     context.run.copy_model(point, "best", context.run.read_model(point))
-    return *compare_whole_model(Path(folder) / "run", f"{files}/images", path), result.history[-1].metrics["loss"]
+    (listing,) = (Path(folder) / "run" / "features").glob("*.json")
+    width = json.loads(listing.read_text())["width"]
+    return *compare_whole_model(Path(folder) / "run", f"{files}/images", path), width
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "layer"),
+    ("name", "layer", "width"),
     [
-        ("MobileNetV2", None),
-        ("MobileNetV2", "block_6_expand_relu"),
-        ("EfficientNetV2B0", None),
-        ("ResNet50V2", None),
+        ("MobileNetV2", None, 1280),
+        ("MobileNetV2", "block_6_expand_relu", 192),
+        ("EfficientNetV2B0", None, 1280),
+        ("ResNet50V2", None, 2048),
+        ("MobileNet", None, 1024),  # its classifier is a convolution
     ],
 )
 def test_networks_of_keras_applications(
-    tmp_path: Path, files: Path, worker: ProcessPoolExecutor, name: str, layer: str | None
+    tmp_path: Path, files: Path, worker: ProcessPoolExecutor, name: str, layer: str | None, width: int
 ):
     """As files with a classifier, for images of another size: cut, scaled, trained, exported, and predicted with."""
-    apart, changed, loss = worker.submit(trial_on_application, str(files), str(tmp_path), name, layer).result()
+    apart, changed, found = worker.submit(trial_on_application, str(files), str(tmp_path), name, layer).result()
     assert apart < 1e-5
     assert changed == 0
-    assert np.isfinite(loss)
+    assert found == width
 
 
 def weights_of_application(files: str, folder: str) -> tuple[str, str]:

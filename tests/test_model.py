@@ -34,7 +34,7 @@ def test_the_small_cnn_takes_dropout_and_l2():
 def test_an_axis_that_the_model_does_not_take_is_named():
     """A misspelt axis is found before anything is trained, with what there is instead."""
     assert refused("small_cnn", ["dropuot"]).startswith(
-        "grid.dropuot must be an argument of the model small_cnn (dropout, l2), image_size, or a field of"
+        "grid.dropuot (did you mean dropout?) must be an argument of the model small_cnn (dropout, l2), image_size, "
     )
 
 

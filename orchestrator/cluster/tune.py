@@ -71,7 +71,7 @@ class NotPickled:
 
 
 class InPlanOrder(NotPickled, FIFOScheduler):
-    """Starts the first waiting trial of the plan; one that branches from another when that one is over.
+    """Starts the first waiting trial of the plan.
 
     Tune alone puts a trial whose worker died last, and gives a free worker to any of the next sixteen or more.
     """
@@ -79,13 +79,9 @@ class InPlanOrder(NotPickled, FIFOScheduler):
     def __init__(self, trials: Sequence[Trial]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._places = {trial.id: place for place, trial in enumerate(trials)}
-        self._frozen = {trial.id: trial.frozen for trial in trials if trial.frozen in self._places}
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         waiting = patches.waiting_trials(tune_controller)
-        if self._frozen:
-            left = {each.config["trial"] for each in tune_controller.get_trials() if not each.is_finished()}
-            waiting = {each for each in waiting if self._frozen.get(each.config["trial"]) not in left}
         return min(waiting, key=lambda trial: self._places[trial.config["trial"]], default=None)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:

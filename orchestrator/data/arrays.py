@@ -78,9 +78,9 @@ def open_array(
 ) -> Array:
     """Open this node's array, making it first if there is none, or it is damaged or no longer wanted so.
 
-    limit_gb: what all arrays of the node may take; the least recently used ones go. say: called with a line that a
-    person should read. stopping: asked each second while another process makes the array; where it says so, Stopped is
-    raised. Raises BadInput if the disk is too small.
+    limit_gb: what all arrays of that type may take on the node; the least recently used ones go. say: called with a
+    line that a person should read. stopping: asked each second while another process makes the array; where it says so,
+    Stopped is raised. Raises BadInput if the disk is too small.
     """
     folder = cache_folder() / wanted.name
     try:
@@ -153,7 +153,7 @@ def _make(folder: Path, wanted: Wanted, limit_gb: float, say: Callable[[str], No
         say(f"the cache {folder} on {platform.node()} was damaged: it is in {damaged} now, and is made anew")
     if wanted.shape is not None:
         size_bytes = int(np.prod(wanted.shape, dtype=np.int64)) * np.dtype(wanted.dtype).itemsize
-        _make_room(folder.parent, size_bytes, limit_gb, wanted.what)
+        _make_room(folder.parent, size_bytes, limit_gb, wanted)
     try:
         unfinished.mkdir()
         values = None
@@ -174,8 +174,8 @@ def _crc32(values: np.ndarray) -> int:
     return zlib.crc32(values.data)
 
 
-def _make_room(parent: Path, size_bytes: int, limit_gb: float, what: str) -> None:
-    """Delete the least recently used arrays until all of them fit into limit_gb. Raises BadInput if the disk is full.
+def _make_room(parent: Path, size_bytes: int, limit_gb: float, wanted: Wanted) -> None:
+    """Delete the least recently used arrays until all of that type fit. Raises BadInput if the disk is full.
 
     size_bytes: of the array to be made. Damaged ones go first, and also if only the disk is full. Unfinished ones
     that killed processes left always go. Anything else in the folder is not ours: it is neither deleted nor counted.
@@ -184,7 +184,10 @@ def _make_room(parent: Path, size_bytes: int, limit_gb: float, what: str) -> Non
     for unfinished in (folder for folder in ours if folder.suffix == _UNFINISHED):
         with contextlib.suppress(Timeout, OSError), FileLock(unfinished.with_suffix(".lock"), timeout=0):
             _remove(unfinished)
-    finished = [folder for folder in ours if folder.suffix != _UNFINISHED]
+    file = _FILE_OF_TYPE[wanted.dtype]
+    finished = [
+        folder for folder in ours if folder.suffix == _DAMAGED or (not folder.suffix and (folder / file).exists())
+    ]
     arrays = sorted((folder.suffix != _DAMAGED, _used_at(folder), folder) for folder in finished)
     sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in finished}
     for whole, _, folder in arrays:
@@ -195,9 +198,9 @@ def _make_room(parent: Path, size_bytes: int, limit_gb: float, what: str) -> Non
         del sizes[folder]
     free_bytes = shutil.disk_usage(parent).free
     if size_bytes > free_bytes:
-        cure = ", or stream them anew each epoch with --set data.cache_limit_gb=0" if "images" in what else ""
+        cure = ", or stream them anew each epoch with --set data.cache_limit_gb=0" if wanted.dtype == "uint8" else ""
         raise BadInput(
-            f"the cache folder {parent} must have {size_bytes / 1e6:.0f} MB free for the {what}, got "
+            f"the cache folder {parent} must have {size_bytes / 1e6:.0f} MB free for the {wanted.what}, got "
             f"{free_bytes / 1e6:.0f} MB: free some, set ORCHESTRATOR_CACHE_DIR to another{cure}"
         )
 

@@ -6,13 +6,16 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 from orchestrator.errors import BadInput
 from orchestrator.spec.axes import AXIS_PATHS, backbone_names, models
-from orchestrator.spec.backbones import APPLICATIONS, Pretrained, preprocessing_by_name
+from orchestrator.spec.backbones import APPLICATIONS, Pretrained, is_file, preprocessing_by_name
 from orchestrator.spec.code import read_code
 from orchestrator.spec.networks import Networks
 from orchestrator.spec.sections import NO_BACKBONE, Backbone, Spec
@@ -54,11 +57,6 @@ def find_networks(spec: Spec) -> tuple[Networks, dict[str, WeightsFile]]:
     return Networks(codes, backbones), files
 
 
-def is_file(name: str) -> bool:
-    """Whether a backbone's name is that of a .keras file, and not of a network of keras.applications."""
-    return name.endswith(".keras")
-
-
 def _find(backbone: Backbone) -> tuple[Pretrained, WeightsFile | None]:
     asked = None if backbone.preprocessing == "auto" else backbone.preprocessing
     if is_file(backbone.name):
@@ -71,7 +69,7 @@ def _find(backbone: Backbone) -> tuple[Pretrained, WeightsFile | None]:
         return Pretrained(f"{backbone.name} imagenet keras {version('keras')}", *facts), None
     if not backbone.weights.endswith((".h5", ".keras")):
         raise BadInput(
-            f"backbone.weights must be imagenet or a file of weights (.h5, .weights.h5), got {backbone.weights}"
+            f"backbone.weights must be imagenet or a file of weights (.h5, .weights.h5, .keras), got {backbone.weights}"
         )
     file, _ = _read(backbone.weights, "backbone.weights must be imagenet or a file of weights")
     return Pretrained(f"{backbone.name} {file.sha256}", *facts), file
@@ -83,14 +81,14 @@ def _find_file(backbone: Backbone, asked: str | None) -> tuple[Pretrained, Weigh
         raise BadInput(f"backbone.weights must be left out, as {name} holds its own, got {backbone.weights}")
     file, data = _read(name, "backbone must be a network of keras.applications or a .keras file")
     config = _config(data, name)
-    layers = _layers(config)
+    layers = config["config"]["layers"]
     if layer is not None and layer not in (names := [_name(each) for each in layers]):
         close = difflib.get_close_matches(layer, names, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise BadInput(
             f"backbone.layer must be a layer of {name}, got {layer!r}{hint}; its last ones are {', '.join(names[-5:])}"
         )
-    preprocessing, says = (asked, "as backbone.preprocessing says") if asked else _preprocessing(config, layers)
+    preprocessing, says = (asked, "as backbone.preprocessing says") if asked else _preprocessing(config)
     gmacs = len(data) / 1e6 * _GMACS_PER_MB
     return Pretrained(file.sha256, preprocessing, says, _features(layers, layer), gmacs), file
 
@@ -110,31 +108,34 @@ def _config(data: bytes, name: str) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as parts:
             config = json.loads(parts.read("config.json"))
-        config["config"]["layers"], config["class_name"]
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, RecursionError):
-        raise BadInput(
-            f"backbone {name} must be a Keras model of layers (Functional or Sequential), saved as a .keras file, "
-            f"and is none: save it with model.save('{os.path.basename(name)}')"
-        ) from None
-    return dict(config)
-
-
-def _layers(config: dict[str, Any]) -> list[dict[str, Any]]:
-    return [layer for layer in config["config"]["layers"] if isinstance(layer, dict)]
+        if all(isinstance(layer["config"], dict) for layer in config["config"]["layers"]):
+            return dict(config)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, KeyError, ValueError, TypeError, AttributeError):
+        pass
+    raise BadInput(
+        f"backbone {name} must be a Keras model of layers (Functional or Sequential), saved as a .keras file, "
+        f"and is none: save it with model.save('{os.path.basename(name)}')"
+    )
 
 
 def _name(layer: dict[str, Any]) -> str:
-    return str(layer.get("name") or layer.get("config", {}).get("name"))
+    return str(layer.get("name") or layer["config"].get("name"))
 
 
-def _preprocessing(config: dict[str, Any], layers: list[dict[str, Any]]) -> tuple[str, str]:
+def _preprocessing(config: dict[str, Any]) -> tuple[str, str]:
     """What pixels the network in a file takes, and why that is thought."""
-    kinds = [str(layer.get("class_name")) for layer in layers]
-    first = next((kind for kind in kinds if kind != "InputLayer"), "")
-    if first in ("Rescaling", "Normalization"):
-        return "0..255", f"as its first layer is {first}"
-    if mode := preprocessing_by_name(name := str(config["config"].get("name"))):
-        return mode, f"as it is called {name}"
+    layers: list[dict[str, Any]] = config["config"]["layers"]
+    first = next((each for each in layers if not str(each.get("class_name")).startswith(("Input", "Random"))), {})
+    kind, own = first.get("class_name"), first.get("config", {})
+    if kind in ("Rescaling", "Normalization"):
+        given = own.get("scale") if kind == "Rescaling" else own.get("mean")
+        numbers = np.array([] if given is None else given, float)
+        is_unit = numbers.size and ((numbers >= 1).all() if kind == "Rescaling" else (numbers <= 1).all())
+        return "0..1" if is_unit else "0..255", f"as its first layer is {kind}"
+    nested = [str(each["config"].get("name")) for each in layers if "layers" in each["config"]]
+    for name in (str(config["config"].get("name")), *nested):
+        if mode := preprocessing_by_name(name):
+            return mode, f"as it is called {name}"
     return "0..1", "as it does not say; backbone.preprocessing would"
 
 
@@ -143,7 +144,9 @@ def _features(layers: list[dict[str, Any]], layer: str | None) -> int | None:
     names = [_name(each) for each in layers]
     end = names.index(layer) + 1 if layer in names else len(layers)
     for each in reversed(layers[:end]):
-        found = each.get("config", {})
+        found = each["config"]
+        if each.get("class_name") == "Concatenate" or "layers" in found:
+            return None
         if each.get("class_name") == "Dense" and layer is None and found.get("activation") in ("softmax", "sigmoid"):
             continue  # the classifier, which is cut off
         if isinstance(width := found.get("filters", found.get("units")), int):

@@ -68,12 +68,14 @@ class FeatureSource:
         views: (n, features) float32 each; epoch e trains on view e mod views.
         validation: (n, features) float32: the view that is validated on.
         labels: As in Source.
+        device: TensorFlow's name of the one in whose memory they are.
     """
 
     views: tuple[tf.Tensor, ...]
     validation: tf.Tensor
     labels: tf.Tensor
     seed: int
+    device: str
 
     def lay_out_epoch(self, rows: tf.Tensor, epoch: int) -> tuple[tf.Tensor, tf.Tensor]:
         """The epoch's order of `rows` ((n,) int64), and its view."""
@@ -81,8 +83,9 @@ class FeatureSource:
 
     def batch_at(self, order: tf.Tensor, view: tf.Tensor, first: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
         """(size, features) float32 and (size,) labels from position `first` of the order."""
-        picked = order[first : first + size]
-        return tf.gather(view, picked), tf.gather(self.labels, picked)
+        with tf.device(self.device):  # else all of them would be copied to a GPU that has no room for them
+            picked = order[first : first + size]
+            return tf.gather(view, picked), tf.gather(self.labels, picked)
 
 
 def training_batches(

@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from dataclasses import dataclass
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,15 +15,6 @@ from orchestrator.words import clock, label, plural
 
 _LINES = 12  # trials shown at once, however many run
 _LINE_S = 5.0  # between two lines on features
-
-
-@dataclass
-class _Features:
-    """Since when features are made, and how many images were made then; done: how many are there now."""
-
-    since_s: float
-    made: int
-    done: int
 
 
 class Progress:
@@ -42,8 +32,9 @@ class Progress:
         self._epochs_done: dict[str, float] = {}  # of running trials
         self._ended = self._failed = 0
         self._best: tuple[float, str] | None = None
-        self._features: dict[str, _Features] = {}
-        self._preparing, self._next_line_s = "", 0.0
+        self._features: dict[str, tuple[float, int]] = {}  # since when a trial's worker tells of them, and of how many
+        self._preparing: dict[str, str] = {}  # what is shown of trials whose workers make features
+        self._next_line_s = 0.0
         self._began = time.monotonic()
         self._pace = 1.0  # measured time / forecast time
         self._measured_s = self._forecast_s = 0.0
@@ -64,21 +55,18 @@ class Progress:
         self._running[trial_id] = None
         self._slots = max(self._slots, len(self._running))  # nodes may have joined
 
-    def preparing(self, backbone: str, done: int, images: int, made: int) -> None:
-        """A worker makes features: those of `done` of so many images are there, `made` of which it made itself."""
+    def preparing(self, trial_id: str, backbone: str, done: int, images: int, made: int) -> None:
+        """The trial's worker makes features: those of `done` of so many images are there; it made `made` itself."""
         now = time.monotonic()
-        if backbone not in self._features or self._features[backbone].done > done:  # the first chunk, or another view
-            self._features[backbone] = _Features(now, made, done)
-        began = self._features[backbone]
-        began.done = done
-        left_s = (now - began.since_s) / max(1, made - began.made) * (images - done) if made > began.made else None
-        left = f", {clock(left_s)} left" if left_s is not None and done < images else ""
-        self._preparing = f"features of {backbone}: {done:,} of {plural(images, 'image')}{left}"
-        if not self._live and (done == images or now >= self._next_line_s):
+        since_s, before = self._features.setdefault(trial_id, (now, made))
+        left = f", {clock((now - since_s) / (made - before) * (images - done))} left" if made > before else ""
+        line = f"features of {backbone}: {done:,} of {plural(images, 'image')}{left if done < images else ''}"
+        self._preparing[trial_id] = line
+        if done == images:  # of this view; another one may follow
+            del self._features[trial_id], self._preparing[trial_id]
+        if done == images or now >= self._next_line_s:
             self._next_line_s = now + _LINE_S
-            self.say(self._preparing)
-        if done == images:
-            self._preparing = ""
+            self.say(line)
 
     def ready(self, trial_id: str, epochs_done: float) -> None:
         """A worker took the trial up, of which so many epochs are done."""
@@ -115,6 +103,8 @@ class Progress:
     def put_back(self, trial_id: str) -> None:
         """The trial does not run any more."""
         self._running.pop(trial_id, None)
+        self._features.pop(trial_id, None)
+        self._preparing.pop(trial_id, None)
         self._epochs_done.pop(trial_id, None)
 
     def expected_s(self, trial_id: str, epochs_done: float) -> float:
@@ -177,8 +167,7 @@ class Progress:
             f"{f', {self._failed} failed' if self._failed else ''}  {clock(time.monotonic() - self._began)} gone, "
             f"about {clock(self._left_s())} left"
         )
-        if self._preparing:
-            status = f"{self._preparing}\n{status}"
+        status = "\n".join([*list(self._preparing.values())[:_LINES], status])
         return Group(table, *([Text(f"and {more} more")] if more > 0 else []), Text(best), Text(status))
 
 

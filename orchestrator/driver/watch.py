@@ -87,7 +87,7 @@ class GridWatch:
         return True
 
     def preparing(self, trial_id: str, what: str, done: int, images: int, made: int) -> None:
-        self.progress.preparing(what, done, images, made)
+        self.progress.preparing(trial_id, what, done, images, made)
 
     def ready(self, trial_id: str, epochs_done: float) -> None:
         self.progress.ready(trial_id, epochs_done)

@@ -15,7 +15,7 @@ class FeatureView:
     """The features of one view of all images.
 
     Attributes:
-        id: See data.features.View.
+        id: See spec.backbones.View.
         pixels: Which ones the backbone takes, and why that is thought.
         width: Features of an image; None where only Keras can say.
         core_s: Forecast of the seconds that one core takes to make them.

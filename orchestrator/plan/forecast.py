@@ -50,6 +50,7 @@ _SIDE = 64  # a Pace is measured on images of 64 x 64; what depends on pixels is
 
 MOST_PER_GPU = 8
 _GPU_CONTEXT_MB = 1500  # what CUDA, cuDNN and TensorFlow hold for one process: assumed, not measured
+_BACKBONE_BATCH = 32  # images at a time of which features are made
 _STEP_BYTES_PER_PIXEL = 2000  # activations, gradients and workspace of small_cnn, for an image: assumed, not measured
 
 
@@ -57,7 +58,8 @@ def gpu_memory_mb(settings: Settings, counts: Counts) -> float:
     """GPU memory that a trial is expected to take, in MB, including the decoded images of its data set."""
     pixels = math.prod(settings.data.image_size)
     images = (counts.training + counts.validation) * 3 * pixels
-    return _GPU_CONTEXT_MB + (images + settings.train.batch_size * pixels * _STEP_BYTES_PER_PIXEL) / 1e6
+    batch_size = max(settings.train.batch_size, _BACKBONE_BATCH) if settings.backbone else settings.train.batch_size
+    return _GPU_CONTEXT_MB + (images + batch_size * pixels * _STEP_BYTES_PER_PIXEL) / 1e6
 
 
 def trials_per_gpu(gpu_mb: float, trial_mb: float) -> int:

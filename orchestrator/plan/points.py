@@ -12,6 +12,7 @@ from orchestrator.plan.forecast import EPOCH_DEPENDS_ON, FIRST_GUESS, Counts, Pa
 from orchestrator.spec.axes import AXIS_PATHS, LATER, Settings, axis_path, canonical, models, resolve, shared_settings
 from orchestrator.spec.networks import Networks
 from orchestrator.spec.sections import NO_BACKBONE, Backbone, Spec, is_streamed
+from orchestrator.words import label
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,7 @@ def make_plan(
     return Plan(spec.axes, points, trials, counts, shared, features)
 
 
+_FINE_TUNE = "train.fine_tune_learning_rate"
 _IN_KIND = ("epochs", "backbone", "unfreeze")  # axes that do not stand in the hash as they are
 
 
@@ -155,6 +157,8 @@ class _TrialHashes:
         found = self._made.get(key)
         if found is None:
             own = {self._paths[name]: text for name, text in texts.items() if name not in _IN_KIND}
+            if not kind.unfreezes:
+                own.pop(_FINE_TUNE, None)
             own = {**self._fixed, **own, **kind.lines, "seed": str(seed)} | ({"alone": str(alone)} if alone else {})
             lines = sorted(f"{path}={text}" for path, text in own.items() if not (path in LATER and text == "None"))
             found = self._made[key] = hashlib.sha256("\n".join(lines).encode())
@@ -196,7 +200,7 @@ class _TrialHashes:
 
 def _points(spec: Spec, defaults: Mapping[str, Any], hashes: _TrialHashes) -> Iterator[Point]:
     """Every point of the spec. Raises BadInput for one that is listed twice."""
-    seen: dict[str, str] = {}
+    seen: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for values, texts, where in _combinations(spec, defaults):
         epochs = values.get("epochs", spec.train.epochs)
         for seed in spec.seeds:
@@ -205,11 +209,22 @@ def _points(spec: Spec, defaults: Mapping[str, Any], hashes: _TrialHashes) -> It
             of_point.update(f"\ntrain.epochs={epochs}".encode())
             point_id = _short(of_point)
             if point_id in seen:
-                raise BadInput(
-                    f"{where} is the same as {seen[point_id]}: each point must stand once; remove one of them"
-                )
-            seen[point_id] = where
+                raise BadInput(_say_same(where, values, *seen[point_id]))
+            seen[point_id] = where, values
             yield Point(point_id, _short(of_trial), values, seed, epochs)
+
+
+def _say_same(where: str, values: Mapping[str, Any], seen: str, other: Mapping[str, Any]) -> str:
+    """That a point, at its place in the spec, trains just what the one `seen` before does."""
+    if values == other:
+        return f"{where} is the same as {seen}: each point must stand once; remove one of them"
+    differs = [name for name in values if canonical(values[name]) != canonical(other[name])]
+    one, another = (label({name: each[name] for name in differs}, 0) for each in (values, other))
+    rule = canonical({name: values[name] for name in values if name in differs or name == "backbone"})
+    return (
+        f"{where} with {one} trains the same as one with {another}: each must stand once; remove one of them, "
+        f"for example with exclude: [{rule}]"
+    )
 
 
 def _trials(

@@ -1,6 +1,7 @@
 """Run: one output folder, in a directory or a bucket; it is the state.
 
     spec.yaml  plan.json  owner.json  skipped.json  trials/<id>-<epochs>.json  checkpoints/<id>.npz
+    features/<view>/<chunk>.f32 and <view>.json: of a backbone; see data/features.py
     leaderboard.parquet  history.parquet  report.html  dataset.json  events/<point>/…
     models/best.keras, .json and -validation.parquet: the winner's; <point>.…: kept; candidates/<point>.…: may still win
 

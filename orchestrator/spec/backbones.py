@@ -114,6 +114,11 @@ class View:
     draw: int | None
 
 
+def is_file(name: str) -> bool:
+    """Whether a backbone's name is that of a .keras file, and not of a network of keras.applications."""
+    return name.endswith(".keras")
+
+
 def views(settings: Settings, pretrained: Pretrained, index_digest: str) -> tuple[View, ...]:
     """The views that a trial with these settings needs: those that it trains on, and last the one that it validates on.
 
@@ -121,6 +126,7 @@ def views(settings: Settings, pretrained: Pretrained, index_digest: str) -> tupl
     """
     backbone, data = settings.backbone, settings.data
     assert backbone is not None
+    augments = changes(settings.augment)
     plain = [_FORMAT, index_digest, data.image_size, data.resize, pretrained.identity, pretrained.preprocessing]
     plain += [backbone.layer, backbone.pooling]
 
@@ -128,9 +134,8 @@ def views(settings: Settings, pretrained: Pretrained, index_digest: str) -> tupl
         changed = [] if draw is None else [draw, settings.augment.model_dump(exclude={"validation"})]
         return View(hashlib.sha256(canonical([*plain, *changed]).encode()).hexdigest()[:32], draw)
 
-    training = [view(None), *(view(draw) for draw in range(1, backbone.views))]
-    augmented = settings.augment.validation and changes(settings.augment)
-    return (*training, view(VALIDATION_DRAW) if augmented else training[0])
+    training = [view(None), *(view(draw) for draw in range(1, backbone.views if augments else 1))]
+    return (*training, view(VALIDATION_DRAW) if augments and settings.augment.validation else training[0])
 
 
 def changes(augment: Augment) -> bool:

@@ -67,7 +67,8 @@ def read_code(name: str, axes: Sequence[str]) -> Code:
                 hint = f" (did you mean {close[0]}?)" if close else ""
                 raise BadInput(
                     f"grid.{axis}{hint} must be an argument of the model {name} ({', '.join(own) or 'it has none'}), "
-                    f"image_size, or a field of train or augment: rename or remove it"
+                    f"image_size, training_images, backbone, unfreeze, or a field of train or augment: rename or "
+                    f"remove it"
                 )
     for needed in _required(arguments):
         if needed not in ("input_shape", "classes", *axes):

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.errors import BadInput
 from orchestrator.metrics import shown
 from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES, SECTIONS, backbone_names, canonical, models
-from orchestrator.spec.backbones import APPLICATIONS, changes
+from orchestrator.spec.backbones import APPLICATIONS, changes, is_file
 from orchestrator.spec.sections import NO_BACKBONE, Budget, EarlyStopping, Resources, Scalar, Section, Spec
 
 _PARTS: dict[str, type[Section]] = {**SECTIONS, "resources": Resources, "budget": Budget}
@@ -69,7 +69,7 @@ def _check_backbone(spec: Spec) -> Spec:
     """The spec with its model named, if every point has the same. Raises BadInput if model and backbone do not fit."""
     names = backbone_names(spec)
     for name in names:
-        if name not in (NO_BACKBONE, *APPLICATIONS) and not name.endswith(".keras"):
+        if name not in (NO_BACKBONE, *APPLICATIONS) and not is_file(name):
             raise BadInput(
                 f"backbone must be a network of keras.applications or a .keras file, got {_show(name)}"
                 f"{_did_you_mean(name, APPLICATIONS)}; known: {', '.join(APPLICATIONS)}"
@@ -84,18 +84,30 @@ def _check_backbone(spec: Spec) -> Spec:
             "model must be head, or a function of your own, where there is a backbone: small_cnn takes images, not "
             "features; leave model out, and points with a backbone train a head, and others small_cnn"
         )
+    if "fine_tune_learning_rate" in spec.axes and not any(_unfreeze_values(spec)):
+        raise BadInput("grid.fine_tune_learning_rate must have points that unfreeze: add one, such as unfreeze: [10]")
     if not has_backbone and "unfreeze" in spec.axes:
         raise BadInput("grid.unfreeze must have a backbone to unfreeze: add one, such as backbone: MobileNetV2")
-    if has_backbone and changes(spec.augment):
-        unfreezes = [spec.backbone.unfreeze if spec.backbone else 0, *spec.grid.get("unfreeze", [])]
-        unfreezes += [point.get("unfreeze", 0) for point in spec.points]
-        if (spec.backbone is None or spec.backbone.views == 1) and not any(unfreezes) and NO_BACKBONE not in names:
-            raise BadInput(
-                "augment must be left out with backbone.views 1, as features are made of each image once: set "
-                "backbone.views to how many versions of an image to keep, such as 8"
-            )
+    one_view = spec.backbone is None or spec.backbone.views == 1
+    if has_backbone and one_view and _augments(spec) and not all(_unfreeze_values(spec)):
+        raise BadInput(
+            "augment must be left out with backbone.views 1, as features are made of each image once: set "
+            "backbone.views to how many versions of an image to keep, such as 8"
+        )
     found = models(spec)
     return spec.model_copy(update={"model": found[0]}) if len(found) == 1 else spec
+
+
+def _unfreeze_values(spec: Spec) -> list[int]:
+    default = spec.backbone.unfreeze if spec.backbone else 0
+    return [*spec.grid.get("unfreeze", [default]), *(point.get("unfreeze", default) for point in spec.points)]
+
+
+def _augments(spec: Spec) -> bool:
+    """Whether some point changes its training images."""
+    own = [name for name, path in AXIS_PATHS.items() if path[0] == "augment" and name not in ("fill", "validation")]
+    values = [value for name in own for value in spec.grid.get(name, [])]
+    return changes(spec.augment) or any([*values, *(point.get(name) for point in spec.points for name in own)])
 
 
 def _check_axis(name: str, values: list[Any]) -> list[Any]:

@@ -5,7 +5,7 @@ Networks are built once in a process, and are never changed: who trains one gets
 
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -13,17 +13,27 @@ import numpy as np
 import tensorflow as tf
 
 from orchestrator.data.arrays import locked
-from orchestrator.data.backbone import WeightsFile, is_file
+from orchestrator.data.backbone import WeightsFile
 from orchestrator.data.stream import thread_options
 from orchestrator.errors import BadInput
 from orchestrator.scratch import scratch
-from orchestrator.spec.backbones import Pretrained
+from orchestrator.spec.backbones import Pretrained, is_file
 from orchestrator.spec.sections import Backbone
 from orchestrator.train.model_file import UNLOADABLE
 from orchestrator.words import last_line
 
+Extract = Callable[[tf.Tensor], tf.Tensor]
 BATCH = 32  # images at a time: the same number always, so that features are the same to the bit
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB pixels in [0, 1], as torch scales them
+_IN_CLASSIFIERS = (
+    keras.layers.Dense,
+    keras.layers.Conv2D,
+    keras.layers.Reshape,
+    keras.layers.Flatten,
+    keras.layers.Dropout,
+    keras.layers.Activation,
+)
+_TO_BGR = "to_bgr"
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # of its BGR pixels in 0..255
 
 
@@ -53,16 +63,15 @@ def load_extractor(
     x = keras.layers.Activation("linear", dtype="float32")(x)
     if x.shape[1] is None:
         raise BadInput(f"backbone {name} must give as many features for each image, and does not say how many")
-    return keras.Model(pixels, x, trainable=False)
+    return keras.Model(pixels, x, trainable=False, name="backbone")
 
 
 def _network(backbone: Backbone, file: WeightsFile | None, image_size: tuple[int, int]) -> keras.Model:
-    if file is None:
-        with locked("weights"):  # Keras writes downloads straight to their final names: two would break each other's
-            return _application(backbone.name, "imagenet", image_size)
-    if is_file(backbone.name):
+    if file and is_file(backbone.name):
         return _for_size(_load(file, backbone.name), backbone.name, image_size)
-    network = _application(backbone.name, None, image_size)
+    network = _application(backbone.name, image_size)
+    if file is None:
+        return _with_imagenet(backbone.name, image_size)
     with scratch() as folder:
         path = folder / os.path.basename(file.key)
         path.write_bytes(file.read())
@@ -73,22 +82,40 @@ def _network(backbone: Backbone, file: WeightsFile | None, image_size: tuple[int
                 f"backbone.weights must hold the weights of {backbone.name} without its classifier, and "
                 f"{backbone.weights} does not fit: {last_line(error)[:200]}"
             ) from None
+    if backbone.name.startswith("EfficientNetB"):
+        _scale_as_imagenet(network)
     return network
 
 
-def _application(name: str, weights: str | None, image_size: tuple[int, int]) -> keras.Model:
-    build = getattr(keras.applications, name)
+def _application(name: str, image_size: tuple[int, int]) -> keras.Model:
+    """The network of that name with random weights. Raises BadInput where the images are too small for it."""
     try:
-        return build(include_top=False, weights=weights, input_shape=(*image_size, 3))
+        return getattr(keras.applications, name)(include_top=False, weights=None, input_shape=(*image_size, 3))
     except ValueError as error:
         raise BadInput(f"backbone {name} must fit data.image_size {[*image_size]}: {last_line(error)[:200]}") from None
-    except Exception as error:  # Keras turns whatever a download met with into a plain Exception
-        if weights is None or type(error) is not Exception:
-            raise
+
+
+def _with_imagenet(name: str, image_size: tuple[int, int]) -> keras.Model:
+    """The same with the weights that Keras fetches. Raises BadInput where it cannot."""
+    try:
+        # Keras writes downloads straight to their final names: two processes would break each other's
+        with locked("weights"):
+            return getattr(keras.applications, name)(
+                include_top=False, weights="imagenet", input_shape=(*image_size, 3)
+            )
+    except Exception as error:  # whatever a download met with: Keras makes plain Exceptions of some of it
         raise BadInput(
             f"backbone {name} must have its ImageNet weights, and they cannot be fetched ({last_line(error)[:300]}): "
             f"fetch that file where there is a network, and set backbone.weights to it"
         ) from None
+
+
+def _scale_as_imagenet(network: keras.Model) -> None:
+    """Keras scales the pixels of EfficientNetB0 to B7 once more, but only where it fetches the weights itself."""
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Normalization) and np.any(np.array(layer.adapt_mean)):
+            layer.adapt_variance.assign(np.array(layer.adapt_variance) * np.array(_STD))
+            layer.finalize_state()
 
 
 def _load(file: WeightsFile, name: str) -> keras.Model:
@@ -138,13 +165,19 @@ def _cut(network: keras.Model, layer: str | None, name: str) -> keras.Model:
         return keras.Model(network.inputs, network.get_layer(layer).output)
     last = network.layers[-1]
     if isinstance(last, keras.Model):  # as in models that this program exports
-        return keras.Model(network.inputs, _cut(last, None, name)(last.input))
+        fed = keras.Operation.input.fget(last)  # last.input is that of its own graph
+        return keras.Model(network.inputs, _cut(last, None, name)(fed))
     activation = getattr(getattr(last, "activation", None), "__name__", "")
-    if isinstance(last, keras.layers.Softmax) or activation in ("softmax", "sigmoid"):
-        before = keras.Model(network.inputs, last.input)
-        gives_logits = not isinstance(last, keras.layers.Dense) and isinstance(before.layers[-1], keras.layers.Dense)
-        return keras.Model(network.inputs, before.layers[-1].input) if gives_logits else before
-    return network
+    is_score = isinstance(last, keras.layers.Dense) and last.units == 1
+    if not (isinstance(last, keras.layers.Softmax) or activation in ("softmax", "sigmoid") or is_score):
+        return network
+    while True:  # up to the matrix before the softmax: in MobileNet, a convolution and a Reshape are between
+        network = keras.Model(network.inputs, last.input)
+        if isinstance(last, keras.layers.Dense | keras.layers.Conv2D):
+            return network
+        last = network.layers[-1]
+        if not isinstance(last, _IN_CLASSIFIERS):
+            return network
 
 
 def _preprocess(pixels: Any, mode: str) -> Any:
@@ -156,27 +189,14 @@ def _preprocess(pixels: Any, mode: str) -> Any:
     if mode == "torch":
         return keras.layers.Normalization(mean=_MEAN, variance=[std**2 for std in _STD])(pixels)
     if mode == "caffe":
-        to_bgr = keras.layers.Conv2D(3, 1, trainable=False, name="to_bgr")
+        to_bgr = keras.layers.Conv2D(3, 1, trainable=False, name=_TO_BGR)
         bgr = to_bgr(pixels)
         to_bgr.set_weights([255.0 * np.eye(3)[::-1].reshape(1, 1, 3, 3), -np.array(_CAFFE_MEAN)])
         return bgr
     return pixels
 
 
-def make_features(extractor: keras.Model, batches: tf.data.Dataset, threads: int) -> np.ndarray:
-    """Features of all images of these batches, (images, width) float32.
-
-    batches: of (images, anything), as data.pipeline has them, with BATCH images each; the last one may be smaller.
-    threads: batches at once; each has one thread, as what several threads add up may differ in the last bit.
-    """
-    extract = _extracting(extractor)
-    if tf.config.list_logical_devices("GPU"):
-        return np.concatenate([extract(images).numpy() for images, _ in batches])
-    chain = batches.map(lambda images, _: extract(images), num_parallel_calls=threads)
-    return np.concatenate(list(chain.with_options(thread_options(threads)).as_numpy_iterator()))
-
-
-def _extracting(extractor: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+def compile_extractor(extractor: keras.Model) -> Extract:
     """Features of at most BATCH images; what is missing to BATCH is filled up."""
 
     @tf.function(autograph=False, reduce_retracing=True)
@@ -186,7 +206,20 @@ def _extracting(extractor: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
         filled = tf.ensure_shape(filled, (BATCH, *extractor.input_shape[1:]))
         return extractor(filled, training=False)[:count]
 
-    return extract
+    found: Extract = extract
+    return found
+
+
+def make_features(extract: Extract, batches: tf.data.Dataset, threads: int) -> np.ndarray:
+    """Features of all images of these batches, (images, width) float32.
+
+    batches: of (images, anything), as data.pipeline has them, with BATCH images each; the last one may be smaller.
+    threads: batches at once; each has one thread, as what several threads add up may differ in the last bit.
+    """
+    if tf.config.list_logical_devices("GPU"):
+        return np.concatenate([extract(images).numpy() for images, _ in batches])
+    chain = batches.map(lambda images, _: extract(images), num_parallel_calls=threads)
+    return np.concatenate(list(chain.with_options(thread_options(threads)).as_numpy_iterator()))
 
 
 def compose(extractor: keras.Model, head: keras.Model) -> keras.Model:
@@ -221,12 +254,21 @@ def unfreeze(extractor: keras.Model, count: int) -> None:
 
     BatchNormalization goes on to use what it has learned of the mean and the variance.
     """
-    network = next(layer for layer in extractor.layers if isinstance(layer, keras.Model))
-    layers = [layer for layer in network.layers if layer.weights]
-    if count > len(layers):
+    leaves = list(_leaves(extractor))
+    with_weights = [layer for layer in leaves if layer.weights and layer.name != _TO_BGR]
+    if count > len(with_weights):
         raise BadInput(
-            f"unfreeze must be at most {len(layers)}, as the backbone has so many layers with weights, got {count}"
+            f"unfreeze must be at most {len(with_weights)}, the layers of the backbone with weights, got {count}"
         )
     extractor.trainable = True
-    for layer in (*extractor.layers, *network.layers):
-        layer.trainable = layer is network or layer in layers[-count:]
+    for layer in leaves:
+        layer.trainable = layer in with_weights[-count:]
+
+
+def _leaves(model: keras.Model) -> Iterator[keras.Layer]:
+    """Its layers, and those of the models that it holds, in their order."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _leaves(layer)
+        else:
+            yield layer

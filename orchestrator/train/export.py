@@ -136,7 +136,7 @@ class Exporter:
         model, settings = self._training.model, self._training.settings
         if settings.backbone is None:
             return model
-        extractor = model.extractor if isinstance(model, Branch) else extractor_of(self._context, settings)
+        extractor = model.extractor if isinstance(model, Branch) else extractor_of(self._context, settings)[0]
         return compose(extractor, self._training.head)
 
     def _facts(self, milestone: int, digest: str) -> Exported:

@@ -10,13 +10,15 @@ import tensorflow as tf
 
 from orchestrator.data.cache import Cache, open_cache
 from orchestrator.data.features import Maker, is_made, open_features, read_width
+from orchestrator.data.index import check_split, describe_bad
 from orchestrator.data.pipeline import FeatureSource, Source, shared_tensor, view_batches
 from orchestrator.data.stream import Encoded
+from orchestrator.errors import BadInput
 from orchestrator.run.context import Reporter, WorkerContext
 from orchestrator.spec.axes import Settings
 from orchestrator.spec.backbones import View, views
 from orchestrator.spec.sections import Data
-from orchestrator.train.backbone import BATCH, load_extractor, make_features
+from orchestrator.train.backbone import BATCH, Extract, compile_extractor, load_extractor, make_features
 from orchestrator.train.device import gpu_with_room
 from orchestrator.train.loop import TrialImages
 from orchestrator.train.model import build
@@ -24,7 +26,8 @@ from orchestrator.train.model import build
 _caches: dict[tuple[object, ...], Cache] = {}
 _sources: dict[tuple[str, str], Encoded] = {}
 _features: dict[tuple[str, str], np.ndarray] = {}
-_extractors: dict[tuple[object, ...], keras.Model] = {}
+_extractors: dict[tuple[object, ...], tuple[keras.Model, Extract]] = {}
+_FEATURES_GB = 20.0  # what features may take on a node, at least
 
 
 def open_inputs(context: WorkerContext, settings: Settings, seed: int, reporter: Reporter) -> tuple[TrialImages, Cache]:
@@ -48,7 +51,7 @@ def open_inputs(context: WorkerContext, settings: Settings, seed: int, reporter:
     rows = index.training_rows(readable, settings.data.training_images)
     resident: Source | FeatureSource | None = None
     if settings.backbone and not settings.backbone.unfreeze:
-        resident = _feature_source(context, settings, source, readable, reporter)
+        resident = _feature_source(context, settings, source, cache.bad, reporter)
     elif cache.images is not None and (gpu := gpu_with_room(cache.images.nbytes)):
         with tf.device(gpu):
             resident = replace(source, images=tf.identity(source.images))
@@ -63,15 +66,16 @@ def new_extractor(context: WorkerContext, settings: Settings) -> keras.Model:
     return load_extractor(backbone, pretrained, file, settings.data.image_size)
 
 
-def extractor_of(context: WorkerContext, settings: Settings) -> keras.Model:
-    """The same, loaded once per worker: not to be changed."""
+def extractor_of(context: WorkerContext, settings: Settings) -> tuple[keras.Model, Extract]:
+    """The same, loaded and compiled once per worker: not to be changed."""
     backbone = settings.backbone
     assert backbone is not None
     identity = context.networks.backbones[backbone.name].identity
     key = (identity, backbone.layer, backbone.pooling, settings.data.image_size)
     if key not in _extractors:
         _extractors.clear()  # one is enough, and some are large
-        _extractors[key] = new_extractor(context, settings)
+        extractor = new_extractor(context, settings)
+        _extractors[key] = extractor, compile_extractor(extractor)
     return _extractors[key]
 
 
@@ -79,7 +83,7 @@ def feature_width(context: WorkerContext, settings: Settings) -> int:
     """How many features an image has. Loads the network only if no node has made features of it yet."""
     plain = _views(context, settings)[0]
     if (width := read_width(context.run.store, plain.id)) is None:
-        width = int(extractor_of(context, settings).output_shape[1])
+        width = int(extractor_of(context, settings)[0].output_shape[1])
     return width
 
 
@@ -89,12 +93,17 @@ def _views(context: WorkerContext, settings: Settings) -> tuple[View, ...]:
 
 
 def _feature_source(
-    context: WorkerContext, settings: Settings, source: Source, readable: np.ndarray, reporter: Reporter
+    context: WorkerContext, settings: Settings, source: Source, bad: dict[int, str], reporter: Reporter
 ) -> FeatureSource:
-    if not all(is_made(context.run.store, view.id) for view in _views(context, settings)):
-        # before the work is done: the model must be one
-        build(settings.model, (feature_width(context, settings),), len(context.index.classes), settings.model_args)
-    wanted = _views(context, settings)
+    readable = np.ones(len(context.index), bool)
+    readable[list(bad)] = False
+    wanted, index = _views(context, settings), context.index
+    if not all(is_made(context.run.store, view.id) for view in wanted):
+        # before the work is done: what would be refused after it
+        if bad and settings.data.on_bad_image == "fail":
+            raise BadInput(describe_bad([(index.paths[row], reason) for row, reason in sorted(bad.items())]))
+        check_split(index, readable, settings.data.uri)
+        build(settings.model, (feature_width(context, settings),), len(index.classes), settings.model_args)
     arrays = {view.id: _features_of(view, context, settings, source, readable, reporter) for view in wanted}
     gpu = gpu_with_room(sum(array.nbytes for array in arrays.values()))
     with tf.device(gpu or "CPU:0"):
@@ -102,7 +111,7 @@ def _feature_source(
             key: tf.identity(shared_tensor(array)) if gpu else shared_tensor(array) for key, array in arrays.items()
         }
     *training, validation = (tensors[view.id] for view in wanted)
-    return FeatureSource(tuple(training), validation, source.labels, source.seed)
+    return FeatureSource(tuple(training), validation, source.labels, source.seed, gpu or "CPU:0")
 
 
 def _features_of(
@@ -119,11 +128,16 @@ def _features_of(
 
     def make(first: int, end: int) -> np.ndarray:
         nonlocal made
-        extractor = extractor_of(context, settings)
+        extractor, extract = extractor_of(context, settings)
         rows = first + np.flatnonzero(readable[first:end])
         features = np.zeros((end - first, extractor.output_shape[1]), np.float32)
-        if len(rows):
-            features[rows - first] = make_features(extractor, view_batches(all_cores, rows, BATCH, view.draw), threads)
+        batches = view_batches(all_cores, rows, BATCH, view.draw)
+        try:
+            features[rows - first] = make_features(extract, batches, threads) if len(rows) else 0
+        except tf.errors.OpError:
+            if source.encoded and source.encoded.failures:  # what tf.data hides
+                raise source.encoded.failures.pop() from None
+            raise
         made += end - first
         return features
 
@@ -132,7 +146,7 @@ def _features_of(
             reporter.preparing(backbone.name, done, len(context.index), made)
 
     maker = Maker(make, feature_width(context, settings), len(context.index), tell, platform.node())
-    limit_gb = settings.data.cache_limit_gb
+    limit_gb = max(_FEATURES_GB, settings.data.cache_limit_gb)
     _features[key] = open_features(context.run.store, view.id, maker, limit_gb, reporter.say, reporter.stopping)
     return _features[key]
 

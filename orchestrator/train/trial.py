@@ -17,7 +17,7 @@ from orchestrator.data.arrays import Stopped
 from orchestrator.errors import BadInput
 from orchestrator.plan.points import Trial, points_of
 from orchestrator.run.context import Reporter, WorkerContext
-from orchestrator.run.result import Result
+from orchestrator.run.result import Result, read_off
 from orchestrator.spec.axes import resolve
 from orchestrator.store import StoreError
 from orchestrator.tracking.tensorboard import write_events
@@ -133,9 +133,14 @@ def _start_from_frozen(training: Training, frozen: str, context: WorkerContext, 
     still = replace(settings, backbone=settings.backbone.model_copy(update={"unfreeze": 0}))
     trial = replace(training.trial, id=frozen, frozen=None)
     images, _ = open_inputs(context, still, trial.seed, reporter)
-    own = Training(still, trial, context, images)
+    # what ranks the points of a run may change, and decides which weights a checkpoint calls the best
+    spec = context.spec.model_copy(update={"metric": "val_loss"})
+    own = Training(still, trial, replace(context, spec=spec), images)
+    fresh = own.snapshot()
     with contextlib.suppress(ValueError):  # there is none, or it is of a longer trial or damaged
         own.resume(Checkpoint.from_bytes(context.run.read_checkpoint(frozen) or b""))
+    if own.best and own.restores_best and own.best.epoch != read_off(own.history, True).epoch:
+        own.resume(fresh)
     while not own.is_over:
         _train_epoch(own, reporter.stopping)
     weights = own.best.weights if own.best and own.restores_best else [np.array(v) for v in own.weights]
