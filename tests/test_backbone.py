@@ -169,7 +169,7 @@ def digests(result: Result | str) -> dict[int, str]:
         ),
         ({"backbone": {"name": "{files}/small.keras", "weights": "x.h5"}}, "backbone.weights must be left out, as "),
         ({"backbone": {"name": "ResNet50", "weights": "none.h5"}}, "backbone.weights must be imagenet or a file"),
-        ({"backbone": {"name": "ResNet50", "weights": "x.txt"}}, "(.h5, .weights.h5), got x.txt"),
+        ({"backbone": {"name": "ResNet50", "weights": "x.txt"}}, "(.h5, .weights.h5, .keras), got x.txt"),
         ({"backbone": "ResNet50"}, "image_size must be at least [32, 32] for the backbone ResNet50, got [16, 16]"),
         ({"backbone": "Xception", "data": {"image_size": 64}}, "image_size must be at least [71, 71]"),
         (
@@ -191,7 +191,7 @@ def digests(result: Result | str) -> dict[int, str]:
             {"grid": {"backbone": ["none", "{files}/small.keras"], "unfreeze": [0, 2]}},
             "remove one of them, for example with exclude: [{backbone: 'none', unfreeze: 2}]",
         ),
-        ({"grid": {"width": [1]}}, "grid.width must be an argument of the model head (hidden, dropout, l2)"),
+        ({"grid": {"width": [1]}}, "must be an argument of the model head (hidden, dropout, l2)"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_loaded(tmp_path: Path, files: Path, spec: dict, message: str):
