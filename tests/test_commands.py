@@ -66,7 +66,11 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(folder: Path):
         (spec, "--data", "texts"): "every file must be a readable image, got 1 that is not: dogs/notes.txt",
         (spec, "--data", "ftp://host/x"): "an address must be s3://BUCKET/PREFIX",
         (spec, "--set", "grid.batch_size=[3, 4, 0]"): "grid.batch_size[2] must be a whole number of at least 1, got 0",
-        (spec, "--set", "grid.dropuot=[0.5]"): "grid.dropuot must be an argument of the model small_cnn (dropout, l2)",
+        (
+            spec,
+            "--set",
+            "grid.dropuot=[0.5]",
+        ): "grid.dropuot (did you mean dropout?) must be an argument of the model small_cnn (dropout, ",
         (spec, "--set", "model=nets:net"): "model must name a module that can be imported, got nets:net",
         (spec, "--set", "exclude=[{epochs: 3}]"): "exclude[0] must match at least one point of the grid",
         (spec, "--name", "../up"): "name must be letters, digits, '.', '_' and '-'",

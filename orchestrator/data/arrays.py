@@ -184,10 +184,9 @@ def _make_room(parent: Path, size_bytes: int, limit_gb: float, wanted: Wanted) -
     for unfinished in (folder for folder in ours if folder.suffix == _UNFINISHED):
         with contextlib.suppress(Timeout, OSError), FileLock(unfinished.with_suffix(".lock"), timeout=0):
             _remove(unfinished)
-    file = _FILE_OF_TYPE[wanted.dtype]
-    finished = [
-        folder for folder in ours if folder.suffix == _DAMAGED or (not folder.suffix and (folder / file).exists())
-    ]
+    features = _FILE_OF_TYPE["float32"]
+    alike = [folder for folder in ours if (folder / features).exists() == (wanted.dtype == "float32")]
+    finished = [folder for folder in alike if folder.suffix != _UNFINISHED]
     arrays = sorted((folder.suffix != _DAMAGED, _used_at(folder), folder) for folder in finished)
     sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in finished}
     for whole, _, folder in arrays:
