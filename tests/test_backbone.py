@@ -433,7 +433,7 @@ def compare_whole_model(run: Path, images: str, backbone: str) -> tuple[float, f
     extractor = next(layer for layer in whole.layers if isinstance(layer, keras.Model))
     network = next(layer for layer in extractor.layers if isinstance(layer, keras.Model))
     theirs = keras.saving.load_model(backbone, compile=False)
-    layers = [(layer, theirs.get_layer(layer.name)) for layer in network.layers]
+    layers = [(layer, theirs.get_layer(layer.name)) for layer in network.layers if layer.weights]
     pairs = [(a, b) for ours, other in layers for a, b in zip(ours.get_weights(), other.get_weights(), strict=True)]
     changed = max(float(np.abs(a - b).max()) for a, b in pairs)
     return apart, changed
