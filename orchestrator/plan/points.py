@@ -1,6 +1,5 @@
 """Points: which points the grid has, and which trials train them. Pure."""
 
-import hashlib
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +8,10 @@ from typing import Any
 from orchestrator.errors import BadInput
 from orchestrator.plan.features import FeatureView, feature_views
 from orchestrator.plan.forecast import EPOCH_DEPENDS_ON, FIRST_GUESS, Counts, Pace, epoch_s
-from orchestrator.spec.axes import AXIS_PATHS, LATER, Settings, axis_path, canonical, models, resolve, shared_settings
+from orchestrator.plan.identity import TrialHashes, short
+from orchestrator.spec.axes import AXIS_PATHS, axis_path, canonical, models, resolve, shared_settings
 from orchestrator.spec.networks import Networks
-from orchestrator.spec.sections import NO_BACKBONE, Backbone, Spec, is_streamed
+from orchestrator.spec.sections import NO_BACKBONE, Backbone, Spec
 from orchestrator.words import label
 
 
@@ -110,7 +110,7 @@ def make_plan(
         shared |= {name: value for name, value in lines.items() if name not in map(axis_path, spec.axes)}
     elif len(found := models(spec)) == 1:
         shared |= {"model": found[0], "model source": networks.codes[found[0]].digest}
-    hashes = _TrialHashes(spec, counts, shared, networks, share_epochs)
+    hashes = TrialHashes(spec, counts, shared, networks, share_epochs)
     points = tuple(_points(spec, _defaults(spec, networks), hashes))
     if not points:
         raise BadInput("exclude takes out every point of the grid: nothing is left to train")
@@ -120,85 +120,7 @@ def make_plan(
     return Plan(spec.axes, points, trials, counts, shared, features)
 
 
-_FINE_TUNE = "train.fine_tune_learning_rate"
-_IN_KIND = ("epochs", "backbone", "unfreeze")  # axes that do not stand in the hash as they are
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """What trials of one network and one data set have in common. lines: what they add to the hash."""
-
-    unfreezes: bool
-    lines: Mapping[str, str]
-
-
-class _TrialHashes:
-    """Hashes of everything that decides a trial's weights; points that share a trial share its hash."""
-
-    def __init__(
-        self, spec: Spec, counts: Counts, shared: Mapping[str, Any], networks: Networks, share_epochs: bool
-    ) -> None:
-        self._spec, self._counts, self._networks, self._share_epochs = spec, counts, networks, share_epochs
-        self._paths = {name: axis_path(name) for name in spec.axes}
-        self._fixed = {path: canonical(value) for path, value in shared.items()}
-        self._made: dict[tuple[Any, ...], Any] = {}
-        self._kinds: dict[tuple[Any, ...], _Kind] = {}
-
-    def of(
-        self, values: Mapping[str, Any], texts: Mapping[str, str], seed: int, epochs: int, frozen: bool = False
-    ) -> Any:
-        """The hash of the trial that has these values. texts: the values in canonical form.
-
-        frozen: of the one from which it branches, which is the same but unfreezes nothing.
-        """
-        kind = self._kind({**values, "unfreeze": 0} if frozen else values)
-        alone = None if self._share_epochs and not kind.unfreezes else epochs
-        key = (*(text for name, text in texts.items() if name != "epochs"), seed, alone, frozen)
-        found = self._made.get(key)
-        if found is None:
-            own = {self._paths[name]: text for name, text in texts.items() if name not in _IN_KIND}
-            if not kind.unfreezes:
-                own.pop(_FINE_TUNE, None)
-            own = {**self._fixed, **own, **kind.lines, "seed": str(seed)} | ({"alone": str(alone)} if alone else {})
-            lines = sorted(f"{path}={text}" for path, text in own.items() if not (path in LATER and text == "None"))
-            found = self._made[key] = hashlib.sha256("\n".join(lines).encode())
-        return found
-
-    def of_frozen(self, point: Point) -> str | None:
-        """Id of the trial from which that of this point branches; None where it starts from nothing."""
-        if not self._kind(point.values).unfreezes:
-            return None
-        texts = {name: canonical(value) for name, value in point.values.items()}
-        return _short(self.of(point.values, texts, point.seed, point.epochs, frozen=True))
-
-    def _kind(self, values: Mapping[str, Any]) -> _Kind:
-        names = ("backbone", "unfreeze", "image_size", "training_images")
-        key = tuple(values.get(name) for name in names)
-        if key not in self._kinds:
-            settings = resolve(self._spec, {name: values[name] for name in names if name in values})
-            self._check(settings)
-            lines = self._networks.lines(settings, self._spec.axes)
-            # streamed shards are shuffled in windows, so that such a trial gets other weights
-            images = self._counts.training + self._counts.validation
-            if self._counts.packed and is_streamed(settings.data, images):
-                lines["streamed"] = True
-            texts = {path: canonical(value) for path, value in lines.items()}
-            self._kinds[key] = _Kind(bool(settings.backbone and settings.backbone.unfreeze), texts)
-        return self._kinds[key]
-
-    def _check(self, settings: Settings) -> None:
-        size, images = settings.data.image_size, settings.data.training_images
-        if settings.backbone and min(size) < (side := self._networks.backbones[settings.backbone.name].least_side):
-            raise BadInput(
-                f"image_size must be at least [{side}, {side}] for the backbone {settings.backbone.name}, got {[*size]}"
-            )
-        if images is not None and images > self._counts.training:
-            raise BadInput(
-                f"training_images must be at most {self._counts.training}, as so many images train, got {images}"
-            )
-
-
-def _points(spec: Spec, defaults: Mapping[str, Any], hashes: _TrialHashes) -> Iterator[Point]:
+def _points(spec: Spec, defaults: Mapping[str, Any], hashes: TrialHashes) -> Iterator[Point]:
     """Every point of the spec. Raises BadInput for one that is listed twice."""
     seen: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for values, texts, where in _combinations(spec, defaults):
@@ -207,11 +129,11 @@ def _points(spec: Spec, defaults: Mapping[str, Any], hashes: _TrialHashes) -> It
             of_trial = hashes.of(values, texts, seed, epochs)
             of_point = of_trial.copy()
             of_point.update(f"\ntrain.epochs={epochs}".encode())
-            point_id = _short(of_point)
+            point_id = short(of_point)
             if point_id in seen:
                 raise BadInput(_say_same(where, values, *seen[point_id]))
             seen[point_id] = where, values
-            yield Point(point_id, _short(of_trial), values, seed, epochs)
+            yield Point(point_id, short(of_trial), values, seed, epochs)
 
 
 def _say_same(where: str, values: Mapping[str, Any], seen: str, other: Mapping[str, Any]) -> str:
@@ -228,7 +150,7 @@ def _say_same(where: str, values: Mapping[str, Any], seen: str, other: Mapping[s
 
 
 def _trials(
-    points: Sequence[Point], spec: Spec, counts: Counts, hashes: _TrialHashes, networks: Networks, pace: Pace
+    points: Sequence[Point], spec: Spec, counts: Counts, hashes: TrialHashes, networks: Networks, pace: Pace
 ) -> tuple[Trial, ...]:
     """The trials that train these points: frozen ones that others branch from, and then the longest first."""
     served: dict[str, list[Point]] = {}
@@ -244,7 +166,7 @@ def _trials(
             settings = resolve(spec, values)
             forecast_s[key] = epoch_s(settings, counts, pace, networks.backbone(settings))
         epochs, ids = tuple(point.epochs for point in own), tuple(point.id for point in own)
-        frozen = hashes.of_frozen(own[0])
+        frozen = hashes.of_frozen(own[0].values, own[0].seed, own[0].epochs)
         trials.append(Trial(trial_id, values, own[0].seed, epochs, forecast_s[key] * epochs[-1], ids, frozen))
     return in_order(trials)
 
@@ -341,10 +263,6 @@ def _defaults(spec: Spec, networks: Networks) -> dict[str, Any]:
     sections = {"data": spec.data, "augment": spec.augment, "backbone": backbone, "train": spec.train}
     of_model = {name: value for code in networks.codes.values() for name, value in code.defaults.items()}
     return of_model | {name: getattr(sections[part], field) for name, (part, field) in AXIS_PATHS.items()}
-
-
-def _short(digest: Any) -> str:
-    return digest.hexdigest()[:12]
 
 
 def _brief(value: Any) -> str:

@@ -3,10 +3,9 @@
 import difflib
 import math
 import re
-import reprlib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -15,6 +14,7 @@ from orchestrator.errors import BadInput
 from orchestrator.metrics import shown
 from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES, SECTIONS, backbone_names, canonical, models
 from orchestrator.spec.backbones import APPLICATIONS, changes, is_file
+from orchestrator.spec.notation import parse, quoted, show
 from orchestrator.spec.sections import NO_BACKBONE, Budget, EarlyStopping, Resources, Scalar, Section, Spec
 
 _PARTS: dict[str, type[Section]] = {**SECTIONS, "resources": Resources, "budget": Budget}
@@ -30,15 +30,15 @@ def load_spec(text: str, overrides: Sequence[str] = (), source: str = "spec") ->
 
     Raises BadInput that names the field and says what to do.
     """
-    tree = _parse(text, source)
+    tree = parse(text, source)
     if not isinstance(tree, dict):
-        raise BadInput(f"{source} must be a mapping with the keys {', '.join(Spec.model_fields)}, got {_show(tree)}")
+        raise BadInput(f"{source} must be a mapping with the keys {', '.join(Spec.model_fields)}, got {show(tree)}")
     for override in overrides:
         path, equals, value = override.partition("=")
         path = path.strip()
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
-            raise BadInput(f"--set must look like PATH=VALUE (say train.learning_rate=0.01), got {_show(override)}")
-        _put(tree, path.split("."), _parse(value, f"--set {path}"))
+            raise BadInput(f"--set must look like PATH=VALUE (say train.learning_rate=0.01), got {show(override)}")
+        _put(tree, path.split("."), parse(value, f"--set {path}"))
     return validate(tree)
 
 
@@ -50,7 +50,7 @@ def validate(tree: Mapping[str, Any]) -> Spec:
         raise BadInput(_explain(error)) from None
     if spec.metric not in (ranking := shown("board")):
         close = _did_you_mean(spec.metric, ranking)
-        raise BadInput(f"metric must be one of {', '.join(ranking)}, got {_show(spec.metric)}{close}")
+        raise BadInput(f"metric must be one of {', '.join(ranking)}, got {show(spec.metric)}{close}")
     grid = {name: _check_axis(name, values) for name, values in spec.grid.items()}
     points = [_check_point(f"points[{i}]", point) for i, point in enumerate(spec.points)]
     exclude = [_check_point(f"exclude[{i}]", point) for i, point in enumerate(spec.exclude)]
@@ -71,7 +71,7 @@ def _check_backbone(spec: Spec) -> Spec:
     for name in names:
         if name not in (NO_BACKBONE, *APPLICATIONS) and not is_file(name):
             raise BadInput(
-                f"backbone must be a network of keras.applications or a .keras file, got {_show(name)}"
+                f"backbone must be a network of keras.applications or a .keras file, got {show(name)}"
                 f"{_did_you_mean(name, APPLICATIONS)}; known: {', '.join(APPLICATIONS)}"
             )
     has_backbone = names != (NO_BACKBONE,)
@@ -111,14 +111,14 @@ def _augments(spec: Spec) -> bool:
 
 
 def _check_axis(name: str, values: list[Any]) -> list[Any]:
-    path = f"grid.{_key(name)}"
+    path = f"grid.{quoted(name)}"
     if not values:
         raise BadInput(f"{path} must hold at least one value, got an empty list: add values or remove the axis")
     checked = [_check_value(name, value, f"{path}[{i}]") for i, value in enumerate(values)]
     if repeated := _first_repeat([canonical(value) for value in checked]):
         raise BadInput(f"{path}[{repeated[0]}] repeats the value {repeated[1]}: remove one of them")
     if len({_kind(value) for value in checked}) > 1:
-        raise BadInput(f"{path} must hold values of one type, got {_show(values)}")
+        raise BadInput(f"{path} must hold values of one type, got {show(values)}")
     return checked
 
 
@@ -135,15 +135,15 @@ def _check_kinds(grid: Mapping[str, list[Any]], points: Mapping[str, Mapping[str
             if value is not None and kinds.setdefault(name, _kind(value)) is not _kind(value):
                 others = grid.get(name) or [other[name] for other in points.values() if name in other]
                 raise BadInput(
-                    f"{place}.{_key(name)} must be of one type with the other values of {name} "
-                    f"({', '.join(map(_show, others[:3]))}), got {_show(value)}: put texts such as off in quotes"
+                    f"{place}.{quoted(name)} must be of one type with the other values of {name} "
+                    f"({', '.join(map(show, others[:3]))}), got {show(value)}: put texts such as off in quotes"
                 )
 
 
 def _check_point(path: str, point: Mapping[str, Any]) -> dict[str, Any]:
     if not point:
         raise BadInput(f"{path} must name at least one axis, such as {{batch_size: 16, epochs: 10}}, got {{}}")
-    return {name: _check_value(name, value, f"{path}.{_key(name)}") for name, value in point.items()}
+    return {name: _check_value(name, value, f"{path}.{quoted(name)}") for name, value in point.items()}
 
 
 def _check_value(name: str, value: Any, path: str) -> Any:
@@ -154,13 +154,13 @@ def _check_value(name: str, value: Any, path: str) -> Any:
             raise BadInput(_explain(error, path)) from None
     if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in RESERVED_AXES:
         raise BadInput(
-            f"{path}: {_show(name)} cannot be an axis{_did_you_mean(name, AXIS_PATHS)}: axes are "
+            f"{path}: {show(name)} cannot be an axis{_did_you_mean(name, AXIS_PATHS)}: axes are "
             f"{', '.join(AXIS_PATHS)}, and the arguments of the model function"
         )
     if not isinstance(value, get_args(Scalar)) or (isinstance(value, float) and not math.isfinite(value)):
-        raise BadInput(f"{path} must be a number, a text or true/false, got {_show(value)}")
+        raise BadInput(f"{path} must be a number, a text or true/false, got {show(value)}")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:  # what a column of the leaderboard can hold
-        raise BadInput(f"{path} must be a whole number of at most 64 bits, got {_show(value)}")
+        raise BadInput(f"{path} must be a whole number of at most 64 bits, got {show(value)}")
     return value
 
 
@@ -196,8 +196,8 @@ def _explain(error: ValidationError, prefix: str = "") -> str:
         if isinstance(part, int):
             path += f"[{part}]"
         elif not part.startswith(("function-", "literal[", "constrained-", "tuple[")) and part != "float":
-            path += f".{_key(part)}" if path else _key(part)
-    got = _show(first["input"])
+            path += f".{quoted(part)}" if path else quoted(part)
+    got = show(first["input"])
     if kind == "extra_forbidden":
         section: Any = _PARTS.get(str(loc[0]) if len(loc) > 1 else "", Spec)
         section = EarlyStopping if "early_stopping" in loc[:-1] else section
@@ -213,7 +213,7 @@ def _explain(error: ValidationError, prefix: str = "") -> str:
         line = f"resources.gpus_per_trial must be auto or a number of at least 0, got {got}"
         problems = problems[:1]
     rest = [each["loc"] for each in problems if each is not first]
-    others = dict.fromkeys(".".join(_key(part) for part in loc if isinstance(part, str)) for loc in rest)
+    others = dict.fromkeys(".".join(quoted(part) for part in loc if isinstance(part, str)) for loc in rest)
     return line + (f"; also wrong: {', '.join(others)}" if others else "")
 
 
@@ -252,31 +252,6 @@ def _did_you_mean(name: str, known: Any) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-class _Brief(reprlib.Repr):
-    """A short repr in YAML's words; cheap even if aliases make the value huge."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxstring, self.maxother = 3, 80, 80
-
-    def repr1(self, x: Any, level: int) -> str:
-        if x is None or isinstance(x, bool):
-            return "null" if x is None else str(x).lower()
-        if isinstance(x, int) and abs(x) >= 2**63:
-            return f"a number of {x.bit_length()} bits"
-        return super().repr1(x, level)
-
-
-def _show(value: Any) -> str:
-    text = _Brief().repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _key(name: str) -> str:
-    """A key as part of a path, in quotes if needed, so that a message stays on one line."""
-    return name if re.fullmatch(r"[\w.-]{1,60}", name) else _show(name)
-
-
 def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     for depth, key in enumerate(keys[:-1]):
         if tree.get(key) is None:
@@ -284,59 +259,7 @@ def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
         tree = tree[key]
         if not isinstance(tree, dict):
             raise BadInput(
-                f"--set {'.'.join(keys)}: {'.'.join(keys[: depth + 1])} must be a mapping, got {_show(tree)}: "
+                f"--set {'.'.join(keys)}: {'.'.join(keys[: depth + 1])} must be a mapping, got {show(tree)}: "
                 f"set it as a whole"
             )
     tree[keys[-1]] = value
-
-
-_UNUSED_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "merge", "value", "int", "float")}
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML: no tags, no merged mappings, no repeated keys; numbers are decimal; 1:30 and 2024-01-31 are texts."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # type: ignore[misc] # the stubs declare it for instances
-        first: [(tag, regexp) for tag, regexp in resolvers if tag not in _UNUSED_TAGS]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        if tag := getattr(event, "tag", None):
-            raise yaml.MarkedYAMLError(problem=f"the tag {tag!r} has no place here", problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:str":
-                got = key.value if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
-                problem = f"a key must be a text, got {got}: put it in quotes"
-            elif key.value in seen:
-                problem = f"the key {_show(key.value)} stands twice: keep one"
-            else:
-                seen.add(key.value)
-                continue
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-# Numbers as they are written: YAML 1.1 would read 010 as 8, and 1:30 as 90.
-_NUMBERS = {
-    "int": r"^[-+]?\d[\d_]*$",
-    "float": r"^[-+]?((\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+|\d[\d_]*\.\d*|\.\d+|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$",
-}
-for _name, _pattern in _NUMBERS.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), list("-+.0123456789"))
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value.replace("_", "")))
-
-
-def _parse(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1} column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise BadInput(f"{source} must be YAML{where}: {problem}") from None

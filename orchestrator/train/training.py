@@ -18,10 +18,11 @@ from orchestrator.spec.sections import EarlyStopping, Train
 from orchestrator.train.backbone import Branch, unfreeze
 from orchestrator.train.checkpoint import BestWeights, Checkpoint, CheckpointState
 from orchestrator.train.inputs import new_extractor
-from orchestrator.train.loop import Loop, Sums, TrialImages, Validated
+from orchestrator.train.loop import Loop, TrialImages, Validated
 from orchestrator.train.model import build, class_probabilities
 from orchestrator.train.model_file import check_savable, weights_digest
 from orchestrator.train.optimizers import make_optimizer
+from orchestrator.train.steps import Sums
 
 
 class Diverged(ArithmeticError):

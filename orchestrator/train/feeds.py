@@ -1,0 +1,144 @@
+"""Feeds: what brings batches to a model inside TensorFlow, many steps at a time: from tf.data, or from memory."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from orchestrator.data.pipeline import FeatureSource, Source, training_batches, validation_batches
+from orchestrator.train.steps import Step, judging, plain
+
+VALIDATION_BATCH = 64  # larger ones were no faster on a CPU, and hold more memory
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_in_graph: Callable[[_F], _F] = tf.function(jit_compile=False)
+
+_Batch = tuple[tf.Tensor, tf.Tensor]  # images and labels
+
+
+class PipedFeed:
+    """Trains on batches from tf.data, which prepares the next ones meanwhile."""
+
+    def __init__(self, source: Source, rows: np.ndarray, batch_size: int, step: Step) -> None:
+        self._source, self._rows, self._batch_size = source, rows, batch_size
+        self._batches: Iterator[_Batch] = iter(())
+
+        @plain
+        def one_step(batch: _Batch, size: int) -> None:
+            step(*_of_size(batch, size))
+
+        @_in_graph
+        def train(batches: Iterator[_Batch], count: tf.Tensor, size: int) -> None:
+            for _ in tf.range(count):
+                one_step(next(batches), size)
+
+        self._train = train
+
+    def open(self, position: int, epochs: int) -> None:
+        """Go on from that many steps, counted over all epochs, to the end of a trial of so many epochs."""
+        self._batches = iter(training_batches(self._source, self._rows, self._batch_size, position, epochs))
+
+    def take(self, position: int, count: int, size: int) -> None:
+        """Train on the next `count` batches, each of `size` images."""
+        self._train(self._batches, tf.constant(count), size)
+
+
+class ResidentFeed:
+    """The same from images or features that lie in the memory of the device: picked, and augmented, there."""
+
+    def __init__(self, source: Source | FeatureSource, rows: np.ndarray, batch_size: int, step: Step) -> None:
+        self._source, self._rows = source, tf.constant(rows, tf.int64)
+        self._batch_size, self._steps = batch_size, math.ceil(len(rows) / batch_size)
+        self._epoch = -1
+        self._layout: tuple[tf.Tensor, tf.Tensor] | None = None  # that epoch's order, and its changes or its view
+        pick = plain(source.batch_at)
+
+        @plain
+        def one_step(batch: _Batch, size: int) -> None:
+            step(*_of_size(batch, size))
+
+        @_in_graph
+        def train(order: tf.Tensor, view: tf.Tensor, first: tf.Tensor, count: tf.Tensor, size: int) -> None:
+            for i in tf.range(count):
+                one_step(pick(order, view, first + i * size, size), size)
+
+        self._train = train
+
+    def open(self, position: int, epochs: int) -> None:
+        """Nothing to prepare: any batch can be picked at any time."""
+
+    def take(self, position: int, count: int, size: int) -> None:
+        """Train on `count` batches, each of `size` images, from that many steps on, counted over all epochs."""
+        epoch, step = divmod(position, self._steps)
+        if epoch != self._epoch or self._layout is None:
+            self._layout = None  # the last epoch's goes before this one's comes
+            self._epoch, self._layout = epoch, self._source.lay_out_epoch(self._rows, epoch)
+        order, view = self._layout
+        first = tf.constant(step * self._batch_size, tf.int64)
+        self._train(order, view, first, tf.constant(count, tf.int64), size)
+
+
+def _of_size(batch: _Batch, size: int) -> Iterator[tf.Tensor]:
+    """Images and labels of a batch whose size the graph is to know."""
+    return (tf.ensure_shape(part, (size, *part.shape[1:])) for part in batch)
+
+
+class PipedValidation:
+    """Validates on batches from tf.data."""
+
+    def __init__(self, source: Source, rows: np.ndarray, model: keras.Model) -> None:
+        self._all = validation_batches(source, rows, VALIDATION_BATCH)
+        self._batches: Iterator[_Batch] = iter(())
+        self._validate = _validating(model, lambda batches, i: batches.get_next())
+
+    def open(self) -> None:
+        """Begin with the first batch."""
+        self._batches = iter(self._all)
+
+    def take(self, done: int, count: int, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The next `count` batches: the sums with theirs added, and the model's outputs for them, one row per image."""
+        return self._validate(self._batches, tf.constant(count), sums)
+
+
+class ResidentValidation:
+    """The same on features, picked where they lie."""
+
+    def __init__(self, source: FeatureSource, rows: np.ndarray, model: keras.Model) -> None:
+        order, size = tf.constant(rows, tf.int64), VALIDATION_BATCH
+
+        def pick(place: tuple[tf.Tensor, tf.Tensor], i: tf.Tensor) -> _Batch:
+            view, first = place
+            return source.batch_at(order, view, (first + i) * size, size)
+
+        self._view, self._validate = source.validation, _validating(model, pick)
+
+    def open(self) -> None:
+        """Nothing to prepare: any batch can be picked at any time."""
+
+    def take(self, done: int, count: int, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The same for `count` batches after the first `done`."""
+        return self._validate((self._view, tf.constant(done)), tf.constant(count), sums)
+
+
+def _validating(
+    model: keras.Model, pick: Callable[[Any, tf.Tensor], _Batch]
+) -> Callable[[Any, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """Takes a place, a count and sums: the sums with those of so many batches added, and the outputs for them.
+
+    pick: gives the i-th batch of a place.
+    """
+    judge, width, batch_of = judging(model), model.output_shape[1], plain(pick)
+
+    @_in_graph
+    def validate(place: Any, count: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        outputs = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=(None, width))
+        for i in tf.range(count):
+            output, of_batch = judge(*batch_of(place, i))
+            outputs = outputs.write(i, output)
+            sums += of_batch  # in the same order, wherever the stretches end
+        return sums, outputs.concat()
+
+    return validate

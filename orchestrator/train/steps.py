@@ -1,0 +1,85 @@
+"""Steps: one batch through a model: a training step, or what the model says of it, and the sums of both."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+Step = Callable[[tf.Tensor, tf.Tensor], None]
+# only loops over steps need autograph: converting all that they call took 0.4 s of a worker's first trial
+plain: Callable[..., Any] = tf.autograph.experimental.do_not_convert
+
+
+class Sums(NamedTuple):
+    """Sums over images: of their objectives and losses, as metrics.METRICS has them; of the correct ones; of all."""
+
+    objective: float
+    loss: float
+    correct: float
+    images: float
+
+
+def training_step(model: keras.Model, optimizer: keras.optimizers.Optimizer, sums: tf.Variable) -> Step:
+    """Trains the model on a batch, and adds what it said of the batch to the sums."""
+    score, variables = _score_of(model), model.trainable_variables
+
+    @plain
+    def step(images: tf.Tensor, labels: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            losses, correct = score(labels, tf.cast(model(images, training=True), tf.float32))
+            loss = tf.reduce_mean(losses)
+            objective = loss + _penalty(model)
+            scaled = optimizer.scale_loss(objective)
+        optimizer.apply(tape.gradient(scaled, variables), variables)
+        count = tf.cast(tf.shape(images)[0], tf.float64)
+        sums.assign_add(_sums(tf.cast(objective, tf.float64) * count, tf.cast(loss, tf.float64) * count, correct))
+
+    return step
+
+
+def judging(model: keras.Model) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """What the model says of a batch, one row per image, and the batch's sums."""
+    score = _score_of(model)
+
+    @plain
+    def judge(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        output = tf.cast(model(images, training=False), tf.float32)
+        losses, correct = score(labels, output)
+        loss = tf.cast(tf.reduce_sum(losses), tf.float64)
+        penalty = tf.cast(_penalty(model), tf.float64) * tf.cast(tf.size(correct), tf.float64)
+        return output, _sums(loss + penalty, loss, correct)
+
+    return judge
+
+
+def no_sums() -> tf.Tensor:
+    return tf.zeros(len(Sums._fields), tf.float64)
+
+
+def _sums(objective: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tf.Tensor:
+    """Sums of one batch, (4,) float64. objective, loss: their sums, float64. correct: 1.0 or 0.0 for each image."""
+    return tf.stack(
+        [objective, loss, tf.cast(tf.reduce_sum(correct), tf.float64), tf.cast(tf.size(correct), tf.float64)]
+    )
+
+
+def _penalty(model: keras.Model) -> tf.Tensor:
+    """What the model's regularizers add to the loss, a float32 scalar."""
+    parts = [tf.cast(part, tf.float32) for part in model.losses]  # those of activations may be half as wide
+    return tf.add_n(parts) if parts else tf.constant(0.0)
+
+
+def _score_of(model: keras.Model) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    return _score_binary if model.output_shape[1] == 1 else _score_categorical
+
+
+def _score_binary(labels: tf.Tensor, p: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Loss and correctness per image. labels, p: (batch, 1) float32."""
+    return keras.losses.binary_crossentropy(labels, p), tf.cast((p > 0.5) == (labels > 0.5), tf.float32)
+
+
+def _score_categorical(labels: tf.Tensor, p: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Loss and correctness per image. labels: (batch,) int32. p: (batch, classes) float32."""
+    correct = tf.argmax(p, axis=1, output_type=tf.int32) == labels
+    return keras.losses.sparse_categorical_crossentropy(labels, p), tf.cast(correct, tf.float32)
