@@ -19,7 +19,7 @@ from orchestrator.errors import BadInput
 from orchestrator.scratch import scratch
 from orchestrator.spec.backbones import Pretrained, is_file
 from orchestrator.spec.sections import Backbone
-from orchestrator.train.model_file import UNLOADABLE
+from orchestrator.train.model_file import UNLOADABLE, first_line
 from orchestrator.words import last_line
 
 Extract = Callable[[tf.Tensor], tf.Tensor]
@@ -80,7 +80,7 @@ def _network(backbone: Backbone, file: WeightsFile | None, image_size: tuple[int
         except UNLOADABLE as error:
             raise BadInput(
                 f"backbone.weights must hold the weights of {backbone.name} without its classifier, and "
-                f"{backbone.weights} does not fit: {last_line(error)[:200]}"
+                f"{backbone.weights} does not fit: {first_line(error)[:200]}"
             ) from None
     if backbone.name.startswith("EfficientNetB"):
         _scale_as_imagenet(network)

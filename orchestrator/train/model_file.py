@@ -30,7 +30,7 @@ def check_savable(model: keras.Model, name: str) -> None:
         to_bytes(model)
     except (NotImplementedError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise BadInput(
-            f"model {name} must be one that Keras can save: {_first_line(error)} "
+            f"model {name} must be one that Keras can save: {first_line(error)} "
             f"Mend it (layers of your own need get_config), or keep no models: --export-models none"
         ) from None
     _checked.add(name)
@@ -57,7 +57,7 @@ def load(data: bytes, name: str, model: str) -> keras.Model:
         except UNLOADABLE as second:
             error = second
     raise BadInput(
-        f"{name} must be a model that Keras can load: {_first_line(error)[:300]}; layers of your "
+        f"{name} must be a model that Keras can load: {first_line(error)[:300]}; layers of your "
         f"own must be found in the module {model.partition(':')[0]}, in the current folder as in training"
     )
 
@@ -69,7 +69,8 @@ def _load(data: bytes, custom: dict[str, type]) -> keras.Model:
         return keras.saving.load_model(path, custom_objects=custom, compile=False, safe_mode=True)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
