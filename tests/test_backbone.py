@@ -557,3 +557,32 @@ def test_weights_from_a_file(tmp_path: Path, files: Path, worker: ProcessPoolExe
     assert own == "ok"
     assert other.startswith("backbone.weights must hold the weights of MobileNetV3Small without its classifier, and ")
     assert "\n" not in other
+
+
+def efficientnet_apart(folder: str) -> float:
+    """Largest difference of EfficientNetB0's scaled pixels, its weights from a file, to those with Keras' own weights."""
+    import keras
+
+    from orchestrator.train.backbone import _network
+
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # what ImageNet's weights hold
+    made = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(32, 32, 3))
+    scaling = next(layer for layer in made.layers if isinstance(layer, keras.layers.Normalization))
+    scaling.adapt_mean.assign(mean)
+    scaling.adapt_variance.assign(std**2)
+    path = f"{folder}/efficient.weights.h5"
+    made.save_weights(path)
+    spec = {"name": "a", "data": {"uri": "x"}, "grid": {"batch_size": [1]}}
+    spec |= {"backbone": {"name": "EfficientNetB0", "weights": path}}
+    loaded = load_spec(yaml.safe_dump(spec))
+    network = _network(loaded.backbone, find_networks(loaded)[1]["EfficientNetB0"], (32, 32))
+    scaling = next(layer for layer in network.layers if isinstance(layer, keras.layers.Normalization))
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype(np.float32)
+    ours = keras.Model(network.inputs, scaling.output)(pixels)
+    return float(np.abs(np.array(ours) - (pixels / 255 - mean) / std / np.sqrt(std)).max())
+
+
+@pytest.mark.slow
+def test_efficientnet_is_scaled_as_with_the_weights_that_keras_fetches(tmp_path: Path, worker: ProcessPoolExecutor):
+    """Keras scales its pixels once more in that case alone, by no weight of the file."""
+    assert worker.submit(efficientnet_apart, str(tmp_path)).result() < 1e-4
