@@ -560,7 +560,7 @@ def test_weights_from_a_file(tmp_path: Path, files: Path, worker: ProcessPoolExe
 
 
 def efficientnet_apart(folder: str) -> float:
-    """Largest difference of EfficientNetB0's scaled pixels, its weights from a file, to those with Keras' own weights."""
+    """Largest difference of EfficientNetB0's scaled pixels, weights from a file, to those with Keras' own weights."""
     import keras
 
     from orchestrator.train.backbone import _network
