@@ -49,7 +49,7 @@ class Maker:
     width: int
     images: int
     made: Callable[[int], None]
-    order: str = ""
+    order: str
 
 
 def open_features(
@@ -58,7 +58,7 @@ def open_features(
     maker: Maker,
     limit_gb: float,
     say: Callable[[str], None],
-    stopping: Callable[[], bool] = lambda: False,
+    stopping: Callable[[], bool],
 ) -> np.ndarray:
     """The features of a view, (images, width) float32, mapped from this node's disk.
 

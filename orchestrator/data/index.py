@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -80,6 +80,12 @@ class Index:
         )
         columns = (table[name].to_pylist() for name in ("key", "size", "version"))
         return [Object(*values) for values in zip(*columns, strict=True)]
+
+    def readable(self, unreadable: Iterable[int]) -> np.ndarray:
+        """(images,) bool, False for these rows."""
+        readable = np.ones(len(self), bool)
+        readable[list(unreadable)] = False
+        return readable
 
     def training_rows(self, readable: np.ndarray, limit: int | None = None) -> np.ndarray:
         """(n,) int64, rows of the images that train. readable: (images,) bool.

@@ -41,13 +41,13 @@ def skipped_files(index: Index, unreadable: Mapping[int, str], spec: Spec) -> li
     bad = [(paths[row], reason) for row, reason in sorted(unreadable.items())]
     if bad and spec.data.on_bad_image == "fail":
         raise BadInput(describe_bad(bad))
-    check_split(index, _readable(index, unreadable), spec.data.uri)
+    check_split(index, index.readable(unreadable), spec.data.uri)
     return [*index.bad, *bad]
 
 
 def dataset_facts(index: Index, unreadable: Mapping[int, str], spec: Spec) -> dict[str, Any]:
     """What the run trains on, for dataset.json."""
-    readable = _readable(index, unreadable)
+    readable = index.readable(unreadable)
     parts = {"training": ~index.validation & readable, "validation": index.validation & readable}
     counts = {part: np.bincount(index.labels[rows], minlength=len(index.classes)) for part, rows in parts.items()}
     return {
@@ -58,13 +58,6 @@ def dataset_facts(index: Index, unreadable: Mapping[int, str], spec: Spec) -> di
         "ignored": index.ignored,
         "packed": index.packed,
     }
-
-
-def _readable(index: Index, unreadable: Mapping[int, str]) -> np.ndarray:
-    """(images,) bool, False for unreadable images."""
-    readable = np.ones(len(index), bool)
-    readable[list(unreadable)] = False
-    return readable
 
 
 def say_results(state: RunState, budget_used_up: bool, console: Console, with_table: bool) -> int:

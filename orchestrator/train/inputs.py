@@ -46,8 +46,7 @@ def open_inputs(context: WorkerContext, settings: Settings, seed: int, reporter:
         threads=context.spec.resources.cpus_per_trial,
         encoded=_encoded(context) if cache.images is None else None,
     )
-    readable = np.ones(len(index), bool)
-    readable[list(cache.bad)] = False
+    readable = index.readable(cache.bad)
     rows = index.training_rows(readable, settings.data.training_images)
     resident: Source | FeatureSource | None = None
     if settings.backbone and not settings.backbone.unfreeze:
@@ -95,9 +94,8 @@ def _views(context: WorkerContext, settings: Settings) -> tuple[View, ...]:
 def _feature_source(
     context: WorkerContext, settings: Settings, source: Source, bad: dict[int, str], reporter: Reporter
 ) -> FeatureSource:
-    readable = np.ones(len(context.index), bool)
-    readable[list(bad)] = False
     wanted, index = _views(context, settings), context.index
+    readable = index.readable(bad)
     if not all(is_made(context.run.store, view.id) for view in wanted):
         # before the work is done: what would be refused after it
         if bad and settings.data.on_bad_image == "fail":
