@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-test grid submit test test-all faults bench bench-full bench-stream bench-backbone bench-scale picture lint audit constraints clean
+.PHONY: help setup setup-test grid submit test test-all faults bench bench-full bench-stream bench-backbone bench-race bench-scale picture lint audit constraints clean
 
 # With it set, the libraries' bytecode would not be kept, and importing TensorFlow takes 11 s instead of 4.5 s.
 unexport PYTHONDONTWRITEBYTECODE
@@ -56,6 +56,10 @@ bench-stream: $(VENV)/.ready-bench build/jpegs ## Streaming from an object store
 bench-backbone: $(VENV)/.ready-bench $(DATA) ## Cached features against the same network in the model: make bench-backbone BACKBONE=FILE DATA=FOLDER
 	$(PYTHON) tests/benchmarks/bench_backbone.py "$(BACKBONE)" "$(DATA)" $(ARGS)
 
+bench-race: $(VENV)/.ready-test ## Races and verdicts replayed over recorded grids, beside what others would do; minutes
+	$(PYTHON) tests/benchmarks/bench_race.py $(ARGS)
+	$(PYTHON) tests/benchmarks/bench_folds.py
+
 bench-scale: $(VENV)/.ready-bench ## What large grids cost the orchestrator itself, measured and simulated; ten minutes
 	$(PYTHON) tests/benchmarks/bench_scale.py $(ARGS)
 
@@ -75,7 +79,7 @@ audit: setup ## Look up known vulnerabilities of the pinned dependencies
 constraints: setup ## Pin the dependencies anew in constraints.txt (newest versions: ARGS=--upgrade)
 	$(PYTHON) -m pip install --quiet uv
 	$(PYTHON) -m uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --no-annotate \
-		--custom-compile-command "make constraints" --extra gpu --extra test --extra bench \
+		--custom-compile-command "make constraints" --extra gpu --extra heic --extra test --extra bench \
 		--output-file constraints.txt $(ARGS) pyproject.toml
 
 # A .venv without one of these marks was made by somebody else.

@@ -6,6 +6,7 @@ import typer
 
 from orchestrator.driver.calibrate import calibrate
 from orchestrator.errors import exit_on_bad_input, run_command
+from orchestrator.terminal import make_console
 
 
 def main(
@@ -15,7 +16,9 @@ def main(
 ) -> None:
     """Measure how fast this machine trains, in about a minute, and keep it for the forecasts of --plan."""
     with exit_on_bad_input():
-        print(calibrate(("float32", *(p.strip() for p in precisions.split(",") if p.strip() != "float32"))))
+        make_console().out(
+            *calibrate(("float32", *(p.strip() for p in precisions.split(",") if p.strip() != "float32")))
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Errors: what can go wrong, and how a command ends. Pure.
+"""Errors: what can go wrong, and how a command ends, whoever reads what it prints. Pure.
 
 BadInput            something that a person can fix: one line on stderr, exit status 2, nothing written or lost
 └── StoreError      a store refused, or cannot be reached          (store/interface.py)
@@ -9,10 +9,15 @@ Anything else that reaches the top is a bug and keeps its traceback.
 """
 
 import contextlib
+import io
 import os
+import select
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
+
+from orchestrator.words import printable
 
 DONE, FAILED, USED_UP, INTERRUPTED = 0, 1, 3, 130
 
@@ -27,18 +32,79 @@ def exit_on_bad_input() -> Iterator[None]:
     try:
         yield
     except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         raise SystemExit(2) from None
+
+
+def say_error(what: object) -> None:
+    """One line on stderr: names in it, of files and classes, neither break it nor control the terminal."""
+    print(f"error: {printable(str(what))}", file=sys.stderr)
+
+
+class Output(io.FileIO):
+    """A stream whose reader decides nothing: from the first byte that cannot be written, all is dropped.
+
+    Attributes:
+        lost: Why it cannot be written; None while it can.
+        is_all: Whether what a command prints is all that it makes, so that it fails where that is lost.
+    """
+
+    lost: OSError | None = None
+    is_all = True
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while left and not self.lost:
+            try:
+                written = super().write(left)
+                if written is None:  # somebody made it non-blocking: there will be room again
+                    select.select((), (self,), ())
+                left = left[written or 0 :]
+            except OSError as error:
+                self.lost = error
+        return size
+
+
+def end_whoever_reads() -> None:
+    """For a command that keeps what it makes in files: its status is their matter alone from now on."""
+    Output.is_all = False
+
+
+def _take_over(name: str) -> Output | None:
+    """An Output in the place of sys.stdout or sys.stderr; where that was closed, what it is given goes nowhere.
+
+    None where somebody has put something in its place that is no file.
+    """
+    stream = getattr(sys, name)
+    if stream is None:
+        stream = open(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if not isinstance(stream, io.TextIOWrapper):
+        return None
+    with contextlib.suppress(OSError):
+        stream.flush()
+    output = Output(stream.fileno(), "w", closefd=False)
+    buffer: Any = output if stream.write_through else io.BufferedWriter(output)
+    how: Any = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+    setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, stream.errors, **how))
+    return output
 
 
 def run_command(main: Callable[..., None], **settings: Any) -> NoReturn:
     """A module's `main` as a command, from its arguments to its exit status. settings: see typer.Typer.command.
+
+    Whoever reads what it prints may leave: it goes on in silence. Where a disk is full it goes on as well, and fails in
+    the end, unless it called end_whoever_reads.
 
     The process does not leave through Python's own exit, which calls every library once more. If a thread of a library
     wakes up meanwhile (Arrow's release Python buffers late), it aborts a process that has done all its work.
     """
     import typer  # here, so that workers do not need it
 
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # closed ones: the next files must not take their places
+        pass
+    os.close(number)
+    output, _ = _take_over("stdout"), _take_over("stderr")
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(**settings)(main)
     status = 1
@@ -48,14 +114,12 @@ def run_command(main: Callable[..., None], **settings: Any) -> NoReturn:
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else int(end.code is not None)
         except BaseException:
-            sys.excepthook(*sys.exc_info())
-        if sys.stdout:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        status = status or 1  # as Typer does if it happens earlier
-    except OSError as error:
-        print(f"error: stdout must take what is written to it: {error.strerror or error}", file=sys.stderr)
-        status = status or 2
+            for line in traceback.format_exc().splitlines():
+                print(printable(line), file=sys.stderr)
+        sys.stdout.flush()
+        if output and output.lost and output.is_all and not isinstance(output.lost, BrokenPipeError):
+            say_error(f"stdout must take what is written to it: {output.lost.strerror}")
+            status = status or 2
     finally:
         exit_at_once(status)
 
@@ -64,7 +128,7 @@ def exit_at_once(status: int) -> NoReturn:
     """End this process now. Python's own exit calls every library once more, and may wait for one."""
     try:
         for stream in filter(None, (sys.stdout, sys.stderr)):
-            with contextlib.suppress(OSError, RuntimeError):  # nobody reads it any more, or a write was interrupted
+            with contextlib.suppress(RuntimeError):  # a write was interrupted
                 stream.flush()
     finally:
         os._exit(status)

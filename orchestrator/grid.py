@@ -1,6 +1,7 @@
 """Grid: `python -m orchestrator.grid`, the main command: trains every point of a grid once and ranks them."""
 
 import json
+import os
 import shlex
 import signal
 import sys
@@ -8,10 +9,13 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.driver.line import Options, orchestrate, read_spec
+from orchestrator.driver.lay_out import Options
+from orchestrator.driver.line import orchestrate
 from orchestrator.driver.signals import on_signals
-from orchestrator.errors import INTERRUPTED, exit_at_once, exit_on_bad_input, run_command
-from orchestrator.run.folder import KeepModels
+from orchestrator.errors import INTERRUPTED, end_whoever_reads, exit_at_once, exit_on_bad_input, run_command
+from orchestrator.runs.checkpoints import KeepCheckpoints
+from orchestrator.runs.folder import KeepModels
+from orchestrator.spec.reading import read_spec
 from orchestrator.terminal import make_console
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -37,18 +41,25 @@ def main(
     keep: Annotated[
         KeepModels, typer.Option("--export-models", help="Whose trained models are kept.")
     ] = KeepModels.best,
+    keep_checkpoints: Annotated[
+        KeepCheckpoints,
+        typer.Option(
+            help="Whose states stay when they are trained. Without one, more epochs are trained from the start, and so "
+            "is a model that is asked for later; what was interrupted goes on in any case."
+        ),
+    ] = KeepCheckpoints.all,
     mlflow: Annotated[str | None, typer.Option(metavar="URI", help="MLflow server to log every point to.")] = None,
 ) -> None:
     """Train every point of a grid once and rank them. The same command again finishes what is missing."""
     shortcuts = {"data.uri": data, "output": output, "name": name}
     overrides = [
         *(set_ or []),
-        *(f"{path}={json.dumps(value)}" for path, value in shortcuts.items() if value is not None),
+        *(f"{path}={json.dumps(value, ensure_ascii=False)}" for path, value in shortcuts.items() if value is not None),
     ]
 
     def say_how_to_go_on() -> None:
         command = shlex.join(["python", "-m", "orchestrator.grid", *sys.argv[1:]])
-        print(f"interrupted; to go on from here: {command}", file=sys.stderr if as_json else sys.stdout)
+        make_console(stderr=as_json).out(f"interrupted; to go on from here: {command}")
 
     def leave() -> None:
         """Before training and after it: an exception might come up inside a library, which may swallow it."""
@@ -59,7 +70,10 @@ def main(
             exit_at_once(INTERRUPTED)
 
     with exit_on_bad_input(), on_signals(leave):
-        options = Options(plan, as_json, share_epochs, takeover, keep, mlflow)
+        folder = os.path.dirname(spec or "") or "."
+        options = Options(plan, as_json, share_epochs, takeover, keep, mlflow, keep_checkpoints, folder)
+        if not plan:
+            end_whoever_reads()
         status = orchestrate(read_spec(spec, overrides), options)
         if status == INTERRUPTED:
             say_how_to_go_on()

@@ -18,6 +18,9 @@ def main(
     ] = None,
     by_config_: Annotated[bool, typer.Option("--by-config", help="Fold the seeds: mean, deviation, interval.")] = False,
     effects_: Annotated[bool, typer.Option("--effects", help="What each axis does, and how much it matters.")] = False,
+    classes_: Annotated[
+        bool, typer.Option("--classes", help="What the winner does on each class: recall, precision, confusion.")
+    ] = False,
     compare_: Annotated[bool, typer.Option("--compare", help="Several runs as one board, with what differs.")] = False,
     sort: Annotated[str | None, typer.Option(help="Column to order by, instead of rank.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Show only the first N rows.")] = None,
@@ -25,7 +28,7 @@ def main(
     watch: Annotated[bool, typer.Option("--watch", help="Refresh it until the run ends, or Ctrl-C.")] = False,
 ) -> None:
     """Print the leaderboard of any run, a running one too."""
-    view = View(tuple(where_ or ()), by_config_, effects_, compare_, sort, top)
+    view = View(tuple(where_ or ()), by_config_, effects_, classes_, compare_, sort, top)
     with exit_on_bad_input():
         print_board(runs, view, format, watch)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.data.pack import INTERRUPTED, pack
-from orchestrator.errors import exit_on_bad_input, run_command
+from orchestrator.errors import end_whoever_reads, exit_on_bad_input, run_command
 from orchestrator.store import open_store
 from orchestrator.terminal import make_console
 
@@ -20,6 +20,7 @@ def main(
 ) -> None:
     """Pack images into Parquet shards: a bucket serves them faster. The same command again writes what is missing."""
     console = make_console()
+    end_whoever_reads()
     with exit_on_bad_input():
         try:
             pack(open_store(src), open_store(dst, create=True), shard_mb, skip_bad, console)

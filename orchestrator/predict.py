@@ -1,12 +1,12 @@
 """Predict: how a trained model classifies images. `python -m orchestrator.predict RUN_OR_MODEL IMAGES...`"""
 
-import sys
 from typing import Annotated
 
 import typer
 
 from orchestrator.display.predictions import Format, print_predictions
-from orchestrator.errors import exit_on_bad_input, run_command
+from orchestrator.errors import exit_on_bad_input, run_command, say_error
+from orchestrator.terminal import make_console
 from orchestrator.train.inference import classify
 
 
@@ -15,15 +15,19 @@ def main(
         str, typer.Argument(metavar="RUN_OR_MODEL", help="Run folder, or a .keras file beside its .json.")
     ],
     images: Annotated[list[str], typer.Argument(help="Image files and folders; s3:// as well.")],
+    labelled: Annotated[
+        bool, typer.Option("--labelled", help="IMAGES are laid out as training data are: say how often it is right.")
+    ] = False,
     format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
 ) -> None:
     """Print the class and its probability for each image, prepared as in training."""
     with exit_on_bad_input():
-        facts, found, failures = classify(model, images)
-    print_predictions(found, facts, format)
-    for path, reason in failures.items():
-        print(f"error: {path}: {reason}", file=sys.stderr)
-    raise SystemExit(1 if failures else 0)
+        done = classify(model, images, labelled)
+    print_predictions(done.said, done.facts, format, done.labels)
+    make_console(stderr=True).out(*done.notes)
+    for path, reason in done.failures.items():
+        say_error(f"{path}: {reason}")
+    raise SystemExit(1 if done.failures else 0)
 
 
 if __name__ == "__main__":

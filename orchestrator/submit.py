@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from orchestrator.cluster.submit import submit
-from orchestrator.driver.line import read_spec
 from orchestrator.errors import BadInput, exit_on_bad_input, run_command
+from orchestrator.spec.reading import read_spec
 
 
 def main(

@@ -1,17 +1,37 @@
 """Words: how names, counts and times are written in every message, table and page. Pure."""
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
+_NO_CHARACTERS = re.compile(r"[\ud800-\udfff]")
 
-def label(values: Mapping[str, Any], seed: int) -> str:
-    """`batch_size=5 dropout=0.5`: the values that identify a trial. The seed is named unless it is 0."""
-    parts = [
-        f"{name}={'x'.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in values.items()
-    ]
-    return " ".join([*parts, *([f"seed={seed}"] if seed else [])]) or "every setting as in the spec"
+
+def label(values: Mapping[str, Any], seed: int = 0, fold: int = 0) -> str:
+    """`batch_size=5 dropout=0.5`: the values that identify a trial. Seed and fold are named unless they are 0."""
+    parts = [f"{name}={plain(value)}" for name, value in values.items()]
+    draws = [f"{name}={number}" for name, number in (("seed", seed), ("fold", fold)) if number]
+    return " ".join([*parts, *draws]) or "every setting as in the spec"
+
+
+def plain(value: Any) -> Any:
+    """An axis' value as a message or a cell holds it: sizes as 64x64, weights of classes as {cat: 1, dog: 19}."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_short(each)}" for name, each in sorted(value.items())) + "}"
+    return "x".join(map(str, value)) if isinstance(value, tuple | list) else value
+
+
+def _short(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` (did you mean cat?)`, where a known name is close to this one; otherwise nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def plural(count: int, noun: str) -> str:
@@ -32,8 +52,11 @@ def now() -> str:
 
 
 def printable(text: str) -> str:
-    """The text without line breaks and other characters that control a terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
+    """The text without line breaks and other characters that control a terminal, or the direction of what follows.
+
+    Bytes that are no UTF-8, in names of files, become question marks.
+    """
+    return _CONTROLS.sub(" ", _NO_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
 def last_line(error: BaseException) -> str:

@@ -26,10 +26,10 @@ def results(run: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (run / "trials").glob("*.json")}
 
 
-def digests(run: Path, trial_id: str) -> dict[str, str]:
-    """Epochs -> digest of the weights that the trial had then."""
-    (path,) = (run / "trials").glob(f"{trial_id}-*.json")
-    return json.loads(path.read_text())["digests"]
+def digests(run: Path, trial_id: str, epochs: int | None = None) -> dict[str, str]:
+    """Epochs -> digest of the weights that the trial had then. epochs: of the result; None: of its longest."""
+    paths = (run / "trials").glob(f"{trial_id}-{epochs or '*'}.json")
+    return max((json.loads(path.read_text()) for path in paths), key=lambda result: result["epochs"])["digests"]
 
 
 def assert_the_winner_is_there(run: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ import yaml
 from PIL import Image
 
 from orchestrator.board.table import build_board, build_history
-from orchestrator.plan.forecast import Counts
-from orchestrator.plan.points import make_plan
-from orchestrator.run.folder import Run
-from orchestrator.run.result import Epoch, Result
+from orchestrator.plans.forecast import Counts
+from orchestrator.plans.points import Plan, make_plan
+from orchestrator.runs.folder import BOARD, HISTORY, Run
+from orchestrator.runs.result import Epoch, Result
 from orchestrator.spec.code import Code
 from orchestrator.spec.networks import Networks
 from orchestrator.spec.reading import load_spec, to_yaml
@@ -44,8 +45,19 @@ def write_run(uri: str, grid: dict[str, list], seeds: tuple[int, ...] = (0,), ep
     }
     run = Run(open_store(uri, create=True))
     run.write_plan(to_yaml(spec), plan.shared, [point.id for point in plan.points])
-    run.write_tables(build_board(plan, results, set(), spec.metric), build_history(results))
+    run.write_tables(
+        {
+            BOARD: build_board(spec, plan, results),
+            HISTORY: build_history(results),
+        }
+    )
     return run
+
+
+def board_of(plan: Plan, results: Mapping[str, Result], running: Collection[str] = (), *overrides: str) -> pa.Table:
+    """The board of a plan whose spec is the default one, but for these `PATH=VALUE`."""
+    spec = load_spec("{name: a, data: {uri: x}, grid: {batch_size: [1]}}", overrides)
+    return build_board(spec, plan, results, running)
 
 
 def _trained(trial, random: np.random.Generator) -> Result:

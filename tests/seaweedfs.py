@@ -19,6 +19,7 @@ from waiting import eventually
 
 START_S = 30.0
 STOP_S = 2.0  # it takes over 15 s to end by itself, and its data is thrown away anyway
+PUBLIC = "public"  # a bucket that all may read, once somebody makes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +106,11 @@ def _configure(folder: Path, access_key: str, secret_key: str, anyone: bool) -> 
         "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
         "actions": ["Admin", "Read", "List", "Tagging", "Write"],
     }
+    public = {"name": "anonymous", "actions": [f"Read:{PUBLIC}", f"List:{PUBLIC}"]}
     if not anyone:
         config = folder / "s3.json"
         config.touch(mode=0o600)
-        config.write_text(json.dumps({"identities": [identity]}))
+        config.write_text(json.dumps({"identities": [identity, public]}))
     # each bucket is a collection with its own volumes: grow them one at a time, not seven
     (folder / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\n")
     return folder / "server.log"

@@ -1,6 +1,6 @@
 """budget: what fits is begun, what would end too late or cost too much is not."""
 
-from orchestrator.plan.budget import Meter
+from orchestrator.plans.budget import Meter
 from orchestrator.spec.sections import Budget
 
 

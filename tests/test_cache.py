@@ -1,5 +1,6 @@
 """cache: built once per node, whole or built anew, and clear where the disk says no."""
 
+import hashlib
 import json
 import os
 import resource
@@ -18,7 +19,8 @@ from images import class_folder, encoded, fill, picture
 
 from orchestrator.data.arrays import cache_folder
 from orchestrator.data.cache import Cache, open_cache
-from orchestrator.data.index import Index, build_index
+from orchestrator.data.index import Index
+from orchestrator.data.indexing import build_index
 from orchestrator.errors import BadInput
 from orchestrator.spec.sections import Data
 from orchestrator.store import Changed, Object, Store, open_store
@@ -41,8 +43,9 @@ class Counting(Folder):
         return reads.read_text().count("one") if reads.exists() else 0
 
 
-def index_of(store: Store) -> Index:
-    return build_index(store, Data(uri="unused", validation_split=0.4))
+def index_of(store: Store, rule: int = 2) -> Index:
+    """The index, by reads that are not noted."""
+    return build_index(open_store(store.uri), Data(uri="unused", validation_split=0.4, rule=rule))
 
 
 @pytest.fixture
@@ -81,6 +84,15 @@ class TestOpening:
         for row in range(40):
             assert np.array_equal(cache.images[row], np.zeros((*SIZE, 3)) if row in cache.bad else picture(row))
 
+    def test_where_no_image_is_turned_the_caches_of_older_runs_are_found(self, store: Counting, caches: Path) -> None:
+        """Their name is as it was before there was a choice; where images are turned, it is another."""
+        digest = index_of(store, rule=1).digest
+        older = hashlib.sha256(f"1 {store.uri} {digest} {SIZE} bilinear".encode()).hexdigest()[:32]
+        for exif, among in (("ignore", True), ("apply", False)):
+            shutil.rmtree(caches, ignore_errors=True)
+            open_cache(index_of(store, rule=1), store, Data(uri=store.uri, image_size=SIZE, exif=exif))
+            assert (only_cache(caches).name == older) == among
+
     def test_the_second_opening_reads_nothing(self, store: Counting) -> None:
         """Nor does it decode: the same array comes back, with the same bad images."""
         fill(store, {"a/0003.png": b"no image"})
@@ -108,7 +120,7 @@ class TestOpening:
         assert len(outputs) == 1
         assert store.reads == 1
 
-    def test_another_size_or_resize_or_place_is_another_cache(self, store: Counting, caches: Path) -> None:
+    def test_another_size_or_resize_or_image_is_another_cache(self, store: Counting, caches: Path) -> None:
         """They stand side by side, even for a copy of the folder whose files look alike from outside."""
         fill(store, {"a/0000.png": encoded(picture(0), "BMP"), "a/0001.png": encoded(picture(1), "BMP")})
         copy = shutil.copytree(store.uri, f"{store.uri} copy")
@@ -118,10 +130,16 @@ class TestOpening:
         for size, resize in ((SIZE, "bilinear"), ((8, 8), "bilinear"), ((8, 8), "area")):
             assert open_it(store, size, resize).images.shape == (40, *size, 3)
         other = Counting(copy, copy)
-        assert index_of(other).digest == index_of(store).digest
         assert np.array_equal(open_it(other).images[0], picture(2))
         assert sum(path.is_dir() for path in caches.iterdir()) == 4
         assert store.reads == 3
+
+    def test_a_copy_of_the_images_shares_the_cache(self, store: Counting, caches: Path) -> None:
+        """The same bytes are decoded once, wherever they lie and whenever they were written."""
+        copy = shutil.copytree(store.uri, f"{store.uri} copy")
+        other = Counting(copy, copy)
+        assert np.array_equal(open_it(store).images, open_it(other).images)
+        assert (store.reads, other.reads) == (1, 0)
 
     def test_writes_nothing_elsewhere(self, store: Counting, caches: Path, tmp_path: Path) -> None:
         """All it leaves lies in the cache folder: one folder with the array and its description, and the lock."""

@@ -7,14 +7,14 @@ import threading
 import numpy as np
 import pytest
 
-from orchestrator.run.result import Epoch
+from orchestrator.runs.result import Epoch
 from orchestrator.store import StoreError
 from orchestrator.train.checkpoint import BestWeights, Checkpoint, CheckpointState, CheckpointWriter, read_arrays
 
 EPOCH = Epoch(epoch=1, loss=0.7, accuracy=0.5, val_loss=0.6, val_accuracy=0.6, train_s=1.0, images_per_s=9.0)
 STATE = CheckpointState(history=[EPOCH], digests={1: "d"}, step=3, spent_s=0.5, best_epoch=1)
 BEST = BestWeights(1, [np.zeros((2, 3), np.float32)], np.full((4, 1), 0.25, np.float32))
-WHOLE = Checkpoint(STATE, [np.ones((2, 3), np.float32), np.float64(7) * np.ones(3)], BEST)
+WHOLE = Checkpoint(STATE, [np.ones((2, 3), np.float32), np.float64(7) * np.ones(3)], BEST, np.ones((2, 1), np.uint8))
 # as this package has always written it
 OLD_STATE = (
     '{"history":[{"epoch":1,"loss":0.7,"accuracy":0.5,"val_loss":0.6,"val_accuracy":0.6,"train_s":1.0,'
@@ -33,6 +33,7 @@ def test_a_checkpoint_comes_back_as_it_was() -> None:
     found = Checkpoint.from_bytes(WHOLE.to_bytes())
     assert found.state == STATE
     assert found.best.epoch == 1
+    assert found.right.tolist() == [[1], [1]]
     pairs = [*zip(found.values, WHOLE.values, strict=True), *zip(found.best.weights, BEST.weights, strict=True)]
     for mine, expected in [*pairs, (found.best.outputs, BEST.outputs)]:
         assert (mine.dtype, mine.tolist()) == (expected.dtype, expected.tolist())
@@ -41,8 +42,8 @@ def test_a_checkpoint_comes_back_as_it_was() -> None:
 def test_the_names_in_the_file_never_change() -> None:
     """Or checkpoints of version 0.1.0 could not be read."""
     arrays = read_arrays(WHOLE.to_bytes())
-    assert list(arrays) == ["far", "v0000", "v0001", "k0000", "probabilities"]
-    assert json.loads(arrays["far"].tobytes()).keys() == json.loads(OLD_STATE).keys()
+    assert list(arrays) == ["far", "v0000", "v0001", "right", "k0000", "probabilities"]
+    assert json.loads(arrays["far"].tobytes()).keys() == {*json.loads(OLD_STATE), "ranked", "right"}
     assert CheckpointState.model_validate_json(OLD_STATE) == STATE
 
 
@@ -84,8 +85,8 @@ def test_only_one_is_written_at_a_time_and_the_training_thread_does_not_wait() -
 
 
 def test_after_three_failures_in_a_row_training_ends() -> None:
-    """Two are told and survived; one that succeeds between them begins the count anew."""
-    outcomes, said = iter("xx.xxx"), []
+    """Two are told and survived; one that succeeds between them begins the count anew. The end is none to fail at."""
+    outcomes, said = iter("xx.xxxx"), []
 
     def write(data: bytes) -> None:
         if next(outcomes) == "x":
@@ -96,4 +97,5 @@ def test_after_three_failures_in_a_row_training_ends() -> None:
         writer.write()
     with pytest.raises(StoreError, match="the bucket is full"):
         writer.write()
-    assert said == ["no checkpoint written: StoreError: the bucket is full"] * 5
+    writer.write_last()
+    assert said == ["no checkpoint written: StoreError: the bucket is full"] * 6

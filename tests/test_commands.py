@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.run.folder import Run
-from orchestrator.run.result import Epoch, Result
+from orchestrator.data.changes import remember
+from orchestrator.data.indexing import build_index
+from orchestrator.driver.summary import dataset_facts
+from orchestrator.runs.folder import Run
+from orchestrator.runs.result import Epoch, Result
+from orchestrator.spec.axes import shared_settings
+from orchestrator.spec.reading import load_spec
 from orchestrator.store import open_store
 
 SPEC = """
@@ -62,7 +67,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(folder: Path):
         (spec, "--data", "file"): f"{folder}/file must be a folder; it is a file",
         (spec, "--data", "empty"): f"{folder}/empty must hold images as <class>/<image> or Parquet shards, got 0 other",
         (spec, "--data", "single"): f"{folder}/single must hold at least two classes, got one (cats)",
-        (spec, "--data", "lonely"): f"class 'dogs' of {folder}/lonely must have at least one image for validation",
+        (spec, "--data", "lonely"): f"class 'dogs' of {folder}/lonely must have at least one image for training",
         (spec, "--data", "texts"): "every file must be a readable image, got 1 that is not: dogs/notes.txt",
         (spec, "--data", "ftp://host/x"): "an address must be s3://BUCKET/PREFIX",
         (spec, "--set", "grid.batch_size=[3, 4, 0]"): "grid.batch_size[2] must be a whole number of at least 1, got 0",
@@ -75,6 +80,12 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(folder: Path):
         (spec, "--set", "exclude=[{epochs: 3}]"): "exclude[0] must match at least one point of the grid",
         (spec, "--name", "../up"): "name must be letters, digits, '.', '_' and '-'",
         (spec, "--name", "file", "--output", "."): f"{folder}/file must be a folder; it is a file",
+        (
+            spec,
+            "--output",
+            "file/runs",
+        ): f"{folder}/file/runs/cats must be a folder that you may write; {folder}/file: Not",
+        (spec, "--output", "/proc/runs"): "/proc/runs/cats must be a folder that you may write; /proc: No such file or",
     }
     before = sorted(folder.rglob("*"))
     with ThreadPoolExecutor(2) as pool:
@@ -113,6 +124,18 @@ def test_the_plan_says_what_is_done_missing_and_new(folder: Path):
     assert sorted(folder.rglob("*")) == before
 
 
+def test_a_model_may_lie_beside_its_spec(folder: Path):
+    """The grid is called from above; a module of that name in the current folder comes first."""
+    (folder / "specs").mkdir()
+    (folder / "specs" / "spec.yaml").write_text(f"{SPEC}model: nets:net\n")
+    net = "def net(input_shape, classes, width): ...\n"
+    (folder / "specs" / "nets.py").write_text(net)
+    axes = ("specs/spec.yaml", "--plan", "--set", "grid={width: [1, 2]}")
+    assert grid(folder, *axes).returncode == 0
+    (folder / "nets.py").write_text(net.replace("width", "depth"))
+    assert "must be an argument of the model nets:net (depth)" in grid(folder, *axes).stderr
+
+
 def test_a_run_folder_with_other_shared_settings_is_refused_with_what_differs(folder: Path):
     """Its trials and these could not stand on one board; the line names each setting, old and new."""
     run = Run(open_store(str(folder / "runs" / "cats"), create=True))
@@ -122,6 +145,34 @@ def test_a_run_folder_with_other_shared_settings_is_refused_with_what_differs(fo
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"error: {folder}/runs/cats holds a run whose trials share other settings (train.optimizer: sgd -> adam; "
-        f"data.image_size: [32, 32] -> (64, 64)): give this one another --name, or set them back\n"
+        f"data.image_size: [32, 32] -> (64, 64)): give this one another name, such as --name cats-2, or set them back\n"
     )
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_run_whose_images_have_changed_says_which_and_how_to_go_on(folder: Path):
+    """One photograph more, one gone, one changed, one moved; where an older version began the run, what it recorded."""
+    data = load_spec(SPEC, [f"data.uri={folder / 'images'}"]).data
+    run = Run(open_store(str(folder / "runs" / "cats"), create=True))
+    index = build_index(open_store(data.uri), data)
+    shared = json.loads(json.dumps(shared_settings(load_spec(SPEC)))) | {"index": index.digest, "split": "other"}
+    run.write_plan(SPEC, shared, [])
+    run.write_dataset(dataset_facts(index, {}, load_spec(SPEC)))
+    (folder / "images" / "cats" / "new.jpg").write_bytes(b"x")
+    (folder / "images" / "cats" / "000.jpg").unlink()
+    for i in range(3):
+        (folder / "images" / "dogs" / f"{i:03}.jpg").write_bytes(b"y")
+    (folder / "images" / "dogs" / "014.jpg").rename(folder / "images" / "cats" / "014.jpg")
+    told = f"error: {folder}/runs/cats holds a run on images that have changed since ("
+    cure = "): put them back, or train on these as they are in another run: the same command with --name cats-2\n"
+    older = grid(folder, "spec.yaml")
+    assert (older.returncode, older.stdout) == (2, "")
+    counts = "cats 10 -> 11, dogs 15 -> 14; which ones, this run did not record"
+    assert older.stderr == f"{told}{counts}{cure}"
+    run.write_index(remember(index))
+    which = (
+        "2 images added (cats/014.jpg, cats/new.jpg), 2 images removed (cats/000.jpg, dogs/014.jpg), "
+        "3 images with other bytes (dogs/000.jpg, dogs/001.jpg, …)"
+    )
+    assert grid(folder, "spec.yaml", "--plan").stderr == f"{told}{which}{cure}"
+    assert grid(folder, "spec.yaml", "--plan", "--name", "cats-2").returncode == 0

@@ -14,10 +14,10 @@ from botocore.exceptions import ClientError
 from fake_s3 import FakeS3, Ways
 from waiting import eventually
 
-from orchestrator.data.index import build_index
+from orchestrator.data.indexing import build_index
 from orchestrator.errors import BadInput
-from orchestrator.run import lease as room
-from orchestrator.run.lease import Lease, refuse_if_held
+from orchestrator.runs import lease as room
+from orchestrator.runs.lease import Lease, refuse_if_held
 from orchestrator.spec.sections import Data
 from orchestrator.store import Store, open_store
 from orchestrator.store.bucket import Bucket

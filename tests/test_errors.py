@@ -69,11 +69,11 @@ def test_a_thread_that_is_still_there_neither_holds_the_command_nor_changes_its_
 
 
 def test_a_bug_keeps_its_traceback() -> None:
-    """After what was said before it; the status is 1."""
-    done = run("--end", "a bug of ours")
+    """After what was said before it, without what controls a terminal; the status is 1."""
+    done = run("--end", "a bug of ours\x1b[2J")
     assert (done.returncode, done.stdout) == (1, f"{'x' * 100}\n")
     assert done.stderr.startswith("a wordTraceback (most recent call last):\n")
-    assert done.stderr.endswith("\nValueError: a bug of ours\n")
+    assert done.stderr.endswith("\nValueError: a bug of ours [2J\n")
 
 
 def test_a_mistake_in_the_arguments_is_2_and_help_is_0() -> None:
@@ -85,29 +85,44 @@ def test_a_mistake_in_the_arguments_is_2_and_help_is_0() -> None:
     assert "--end" in helped.stdout
 
 
-def test_nothing_is_said_where_nobody_reads() -> None:
-    """As `head`, which has seen enough. The status tells, whether the words were still on their way or not."""
+def test_a_reader_that_leaves_changes_nothing() -> None:
+    """As `head`, which has seen enough: in silence, with the command's own status, whether words were on their way."""
     with subprocess.Popen(["true"], stdin=subprocess.PIPE) as reader:
         reader.wait()
-        for unbuffered in ("", "1"):
-            done = run(stdout=reader.stdin, env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
-            assert done.returncode == 1
-            assert done.stderr in ("", "a word")
+        for unbuffered, status in (("", 0), ("1", 0), ("", 3), ("1", 3)):
+            done = run("--end", str(status), stdout=reader.stdin, env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
+            assert (done.returncode, done.stderr) == (status, "a word")
+
+
+def test_a_reader_that_is_slow_misses_nothing() -> None:
+    """Not even where somebody made the pipe non-blocking, as programs before it in a shell may."""
+    before = "os.set_blocking(1, False)\ndef start(): print('y' * 300_000)"
+    assert run(before=before).stdout == "y" * 300_000 + "\n" + "x" * 100 + "\n"
 
 
 def test_what_cannot_be_written_is_said() -> None:
-    """A table that went to a full disk must not look like one that is there."""
+    """A table that went to a full disk must not look like one that is there; a run is there, whatever its log is."""
+    lost = "error: stdout must take what is written to it: No space left on device\n"
     with open("/dev/full", "w") as full:
-        for end, status in (("0", 2), ("3", 3)):
-            done = run("--end", end, stdout=full)
-            said = "a worderror: stdout must take what is written to it: No space left on device\n"
-            assert (done.returncode, done.stderr) == (status, said)
+        for end, before, status, said in (
+            ("0", "", 2, lost),
+            ("3", "", 3, lost),
+            ("0", "from orchestrator.errors import end_whoever_reads\nend_whoever_reads()", 0, ""),
+        ):
+            done = run("--end", end, before=before, stdout=full)
+            assert (done.returncode, done.stderr) == (status, f"a word{said}")
 
 
-def test_without_a_stdout() -> None:
-    """As under some schedulers: the status is all there is."""
-    done = run("--end", "3", before="os.close(1); sys.stdout = None")
-    assert (done.returncode, done.stdout, done.stderr) == (3, "", "a word")
+@pytest.mark.parametrize("closed", ["1", "2", "1, 2", "0, 1, 2"])
+def test_without_streams(closed: str, tmp_path: Path) -> None:
+    """As under some schedulers: the status is all there is, and no file that is opened gets what was printed."""
+    code = MAIN.format(before="file = open('file', 'w')\n").replace("start()\n    print", "file.flush()\n    print")
+    line = f"import os, sys\nfor number in ({closed},):\n    os.close(number)\n"
+    line += f"os.execv(sys.executable, [sys.executable, '-c', {code!r}, '--end', '3'])"
+    done = subprocess.run([sys.executable, "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (3, "" if "1" in closed else f"{'x' * 100}\n")
+    assert done.stderr == ("" if "2" in closed else "a word")
+    assert (tmp_path / "file").read_text() == ""
 
 
 @pytest.mark.parametrize("name", COMMANDS)

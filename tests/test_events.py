@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from orchestrator.plan.points import Point
-from orchestrator.run.folder import Run
-from orchestrator.run.result import Epoch, Result
+from orchestrator.plans.points import Point
+from orchestrator.runs.folder import Run
+from orchestrator.runs.result import Epoch, Result
 from orchestrator.store import open_store
 from orchestrator.tracking.tensorboard import write_events
 

@@ -14,13 +14,13 @@ import pytest
 from test_trial import new_worker, train, train_and_die, work_in
 
 from orchestrator.errors import BadInput
-from orchestrator.plan.points import Trial
-from orchestrator.run.context import WorkerContext
-from orchestrator.run.folder import KeepModels
-from orchestrator.run.result import Result
+from orchestrator.plans.points import Trial
+from orchestrator.runs.context import WorkerContext
+from orchestrator.runs.folder import KeepModels
+from orchestrator.runs.result import Result
 
 # with this rate the lowest val_loss comes early and the highest val_accuracy at another epoch
-RISING = ("grid.epochs=[8]", "train.learning_rate=0.01", "grid.dropout=[0.0]", "grid.l2=[0.0]")
+RISING = ("grid.epochs=[8]", "train.learning_rate=0.01", "grid.dropout=[0.0]", "grid.l2=[0.0]", "data.split_by=order")
 STOPPING = (*RISING, "train.early_stopping={patience: 3}", "train.checkpoint_every_s=0.001")
 
 CLOSED = """
@@ -157,7 +157,7 @@ def test_a_finished_trial_gives_its_models_again(worker: ProcessPoolExecutor, tm
     before = {p.name: p.stat().st_mtime_ns for place in ("trials", "checkpoints") for p in (tmp_path / place).iterdir()}
     for at in (1, 0):
         milestone, point = trial.milestones[at], trial.points[at]
-        asked = dataclasses.replace(trial, milestones=(milestone,), points=(point,))
+        asked = dataclasses.replace(trial, milestones=(milestone,), epochs=milestone, points=(point,))
         again = worker.submit(train, asked, dataclasses.replace(work, keep=KeepModels.best, models_only=True)).result()
         assert again.status == "ok", again.error
         assert models(tmp_path)[f"candidates/{point}"]["weights"] == result.digests[milestone]

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.plan.forecast import (
+from orchestrator.plans.disk import describe_disk
+from orchestrator.plans.forecast import (
     FIRST_GUESS,
     LIST_PRICES,
     Counts,
@@ -20,7 +21,10 @@ from orchestrator.plan.forecast import (
     schedule,
     trials_per_gpu,
 )
+from orchestrator.plans.points import make_plan
 from orchestrator.spec.axes import resolve
+from orchestrator.spec.code import Code
+from orchestrator.spec.networks import Networks
 from orchestrator.spec.reading import load_spec
 from orchestrator.spec.sections import Resources
 
@@ -164,3 +168,30 @@ def test_a_trial_takes_more_of_a_gpu_the_more_it_holds():
     assert gpu_memory_mb(resolve(SPEC, {"batch_size": 256}), COUNTS) > usual
     assert gpu_memory_mb(resolve(SPEC, {"image_size": (128, 128)}), COUNTS) > usual
     assert gpu_memory_mb(resolve(SPEC, {}), Counts(64040, 1601)) > usual
+
+
+DISK = [
+    (
+        [],
+        (4, 1),
+        "about 9 MB in the run folder: 4 checkpoints and 1 model; a checkpoint takes 3 times what its weights",
+    ),
+    (["train.optimizer=sgd", "metric=best_val_accuracy"], (1, 8), "about 7 MB in the run folder: 1 checkpoint and 8"),
+    (
+        ["model=mine:own"],
+        (4, 1),
+        "4 checkpoints and 1 model; a checkpoint takes 3 times what its weights take, and the",
+    ),
+    (["grid={batch_size: [1, 2, 3, 4], optimizer: [sgd, adam]}"], (8, 0), "about 11 MB in the run folder: 8 chec"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "kept", "told"), DISK)
+def test_the_disk_is_foretold(overrides: list[str], kept: tuple[int, int], told: str):
+    """A small_cnn at 32x32 has 166,977 weights of 4 bytes; a checkpoint also has what the optimizer keeps of each."""
+    grid = "grid: {batch_size: [1, 2, 3, 4]}"
+    spec = load_spec(f"name: n\ndata: {{uri: x, image_size: 32}}\n{grid}", overrides)
+    plan = make_plan(spec, COUNTS, "i", Networks({resolve(spec, {}).model: Code("c", {})}))
+    assert describe_disk(plan, spec, 2, [], kept).startswith(told)
+    if "model=mine:own" in overrides:
+        assert describe_disk(plan, spec, 2, [2 * 10**9], kept).startswith("about 8.7 GB in the run folder")

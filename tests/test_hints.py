@@ -12,7 +12,8 @@ import pytest
 
 import orchestrator
 from orchestrator.board.estimates import configurations
-from orchestrator.board.verdict import judge, sentences
+from orchestrator.board.sentences import sentences
+from orchestrator.board.verdict import judge
 
 SHELLS = [shell for shell in ("bash", "zsh") if shutil.which(shell)]
 SPECIAL = re.compile(r"[][{}()*?!;&|<>$`#~^ ]")  # what bash or zsh would take as something other than itself

@@ -9,14 +9,16 @@ import tracemalloc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from images import as_shards, class_folder, encoded, fill, parquet, picture, shard
 
-from orchestrator.data.index import Index, build_index, describe_bad
+from orchestrator.data.index import Index, describe_bad
+from orchestrator.data.indexing import build_index
 from orchestrator.errors import BadInput
 from orchestrator.spec.sections import Data
-from orchestrator.store import Object, Store, open_store
+from orchestrator.store import Aside, Object, Store, open_store
 from orchestrator.store.folder import Folder
 
 ODD_NAMES = ["a b.png", "a+b.png", "100%.png", "größe 日本 😀.png", "a#b?c=d&e.png"]
@@ -29,8 +31,19 @@ class Listing(Folder):
         super().__init__("listing", "/nowhere", read_only=True)
         self.objects = objects
 
-    def list(self, prefix: str = "") -> Iterator[Object]:
+    def list(self, prefix: str = "", aside: Aside | None = None) -> Iterator[Object]:
         yield from self.objects
+
+
+class Shards(Listing):
+    """The same, of shards that can be read."""
+
+    def __init__(self, objects: Iterable[Object], data: dict[str, bytes]) -> None:
+        super().__init__(objects)
+        self.uri, self.data = "listing://", data
+
+    def read_range(self, expected: Object, start: int, length: int) -> memoryview:
+        return memoryview(self.data[expected.key])[start : start + length]
 
 
 def listing(*keys: str) -> Listing:
@@ -46,7 +59,7 @@ def index_of(store: Store, **settings: object) -> Index:
 
 
 def validating(index: Index) -> list[str]:
-    return [path for path, chosen in zip(index.paths, index.validation, strict=True) if chosen]
+    return [path for path, chosen in zip(index.paths, index.validates(), strict=True) if chosen]
 
 
 def class_of(index: Index) -> dict[str, str]:
@@ -94,8 +107,8 @@ class TestSplit:
     def test_the_usual_figures(self) -> None:
         """4000 and 4005 images give the 6404 and 1601 that Keras gives."""
         index = index_of(listing(*counted({"shirt": 4000, "t-shirt": 4005})))
-        assert int((~index.validation).sum()) == 6404
-        assert int(index.validation.sum()) == 1601
+        assert int((~index.validates()).sum()) == 6404
+        assert int(index.validates().sum()) == 1601
 
     @pytest.mark.parametrize("split", [0.2, 0.5, 0.35])
     def test_by_order_is_what_keras_does(self, store: Store, split: float) -> None:
@@ -106,7 +119,7 @@ class TestSplit:
         tiny = encoded(picture(0, 2, 2))
         fill(store, {f"{name}/{image}": tiny for name in ("shirt", "T-shirt", "été") for image in names})
         store.write("été/one more.png", tiny)
-        index = index_of(store, validation_split=split)
+        index = index_of(store, validation_split=split, split_by="order")
         generator = ImageDataGenerator(validation_split=split)
         for subset, paths in (("validation", set(validating(index))), ("training", None)):
             keras = generator.flow_from_directory(store.uri, subset=subset, shuffle=False, class_mode="sparse")
@@ -115,20 +128,77 @@ class TestSplit:
             for path, label in zip(keras.filenames, keras.classes, strict=True):
                 assert class_of(index)[path] == index.classes[label]
 
-    def test_by_hash_never_moves_an_image(self) -> None:
-        """However many images join, those that trained train and those that validated validate."""
+    def test_the_first_by_name_are_not_all_of_one_kind(self) -> None:
+        """Files named by breed: each breed validates, and each class has exactly its share."""
+        breeds = {"cat": ["abyssinian", "bengal", "siamese"], "dog": ["beagle", "boxer", "pug"]}
+        keys = [f"{pet}/{breed}_{i:03}.jpg" for pet, own in breeds.items() for breed in own for i in range(100)]
+        chosen = validating(index_of(listing(*keys)))
+        assert [sum(key.startswith(pet) for key in chosen) for pet in breeds] == [60, 60]
+        assert {key.split("/")[1].split("_")[0] for key in chosen} == {*breeds["cat"], *breeds["dog"]}
+
+    def test_one_more_image_moves_few_others(self) -> None:
+        """However many join one at a time, each join moves at most one image across, and a class keeps its share."""
+        keys = counted({"a": 60, "b": 60})
+        random.Random(0).shuffle(keys)
+        before: set[str] = set()
+        for count in range(80, 121):
+            now = set(validating(index_of(listing(*keys[:count]))))
+            assert len(before - now) <= 1
+            assert len(now) >= count // 5 - 1
+            before = now
+
+    def test_runs_of_0_1_0_keep_their_split(self) -> None:
+        """Their rule draws each image alone, so that growing data move none."""
         keys = counted({"a": 2000, "b": 2000})
         random.Random(0).shuffle(keys)
-        final = set(validating(index_of(listing(*keys), split_by="hash")))
+        older = {"split_by": "hash", "rule": 1}
+        final = set(validating(index_of(listing(*keys), **older)))
         assert 0.17 * 4000 < len(final) < 0.23 * 4000
         for count in (200, 500, 1000):
-            assert set(validating(index_of(listing(*keys[:count]), split_by="hash"))) == final & set(keys[:count])
+            assert set(validating(index_of(listing(*keys[:count]), **older))) == final & set(keys[:count])
 
     def test_by_order_moves_images(self) -> None:
-        """The other way round, which is why there is a choice: an image that sorts first pushes another across."""
+        """An image that sorts first pushes another across."""
         keys = counted({"a": 5, "b": 5})
-        assert validating(index_of(listing(*keys))) == ["a/00000.jpg", "b/00000.jpg"]
-        assert validating(index_of(listing(*keys, "a/!.jpg"))) == ["a/!.jpg", "b/00000.jpg"]
+        assert validating(index_of(listing(*keys), split_by="order")) == ["a/00000.jpg", "b/00000.jpg"]
+        assert validating(index_of(listing(*keys, "a/!.jpg"), split_by="order")) == ["a/!.jpg", "b/00000.jpg"]
+
+    @pytest.mark.parametrize("by", ["hash", "order"])
+    def test_a_test_set_takes_none_of_those_that_validate(self, by: str) -> None:
+        """Of each class its share, and the same images validate with and without one."""
+        keys = counted({"a": 50, "b": 150})
+        without, index = (index_of(listing(*keys), split_by=by, test_split=share) for share in (0.0, 0.1))
+        assert validating(index) == validating(without)
+        assert np.bincount(index.labels[index.tests]).tolist() == [5, 15]
+        assert not (index.tests & (index.trains() | index.validates())).any()
+
+    def test_every_image_validates_in_one_fold(self) -> None:
+        """Folds share out each class evenly, and none of the images that only the winner sees."""
+        index = index_of(listing(*counted({"a": 53, "b": 150})), folds=5, test_split=0.1)
+        assert (
+            np.stack([index.validates(fold) for fold in range(5)]).sum(0).tolist()
+            == (~index.tests).astype(int).tolist()
+        )
+        for fold in range(5):
+            counts = np.bincount(index.labels[index.validates(fold)])
+            assert counts[0] in (9, 10)
+            assert counts[1] == 27
+            assert (index.trains(fold) == ~index.tests & ~index.validates(fold)).all()
+
+    @pytest.mark.parametrize("settings", [{}, {"folds": 4}, {"test_split": 0.2}])
+    def test_a_group_is_on_one_side(self, settings: dict[str, object]) -> None:
+        """Frames of one video never both train and validate, and each class has about its share all the same."""
+        sizes = {f"{pet}/v{video:02}": 3 + video % 7 for pet in ("cat", "dog") for video in range(30)}
+        keys = [f"{video}_{frame:03}.jpg" for video, frames in sizes.items() for frame in range(frames)]
+        index = index_of(listing(*keys), group_by="(v[0-9]+)_", **settings)
+        parts: dict[str, set[int]] = {}
+        for path, part in zip(index.paths, index.part.tolist(), strict=True):
+            parts.setdefault(path.split("/")[1].split("_")[0], set()).add(part)
+        assert all(len(own) == 1 for own in parts.values())
+        share = 1 / index.folds if index.folds > 1 else 0.2
+        for fold in range(index.folds):
+            counts = np.bincount(index.labels[index.validates(fold)]) / np.bincount(index.labels)
+            assert (abs(counts - share) < 0.06).all(), counts
 
 
 class TestDigest:
@@ -169,7 +239,7 @@ class TestDigest:
 
 def class_digest(names: list[str]) -> str:
     class Fixed(Folder):
-        def list(self, prefix: str = "") -> Iterator[Object]:
+        def list(self, prefix: str = "", aside: Aside | None = None) -> Iterator[Object]:
             yield Object("x.parquet", len(data), "1")
 
         def read_range(self, expected: Object, start: int, length: int) -> bytes:
@@ -195,12 +265,19 @@ class TestShards:
             assert set(validating(index)) == set(validating(loose))
         assert [o.key for o in index.objects] == sorted(as_shards(files, 3))
 
+    def test_shards_are_read_in_the_order_of_their_rows(self) -> None:
+        """Whatever their versions are: a row's image is that of its own shard."""
+        data = {f"{i:02}.parquet": shard([(None, b"x", i % 2)] * 2, ["a", "b"]) for i in range(20)}
+        for draw in range(40):
+            objects = [Object(key, len(data[key]), f"{draw} {key}") for key in data]
+            assert [o.key for o in index_of(Shards(objects, data)).objects] == sorted(data)
+
     def test_the_embedded_sample(self) -> None:
         """sample://shirts holds 600 images of each class, 120 of them to validate."""
         index = index_of(open_store("sample://shirts"))
         assert index.classes == ("shirt", "t-shirt")
         assert [int((index.labels == label).sum()) for label in (0, 1)] == [600, 600]
-        assert [int((index.labels[index.validation] == label).sum()) for label in (0, 1)] == [120, 120]
+        assert [int((index.labels[index.validates()] == label).sum()) for label in (0, 1)] == [120, 120]
         assert index.paths[0] == "shirt/00000.png"
         assert index.ignored == 1, "its licence"
 
@@ -208,15 +285,15 @@ class TestShards:
         ("labels", "names", "classes"),
         [
             ([0, 1], ["cat", "dog"], ("cat", "dog")),
-            ([0, 1], ["dog", "cat"], ("cat", "dog")),
+            ([1, 0], ["dog", "cat"], ("dog", "cat")),
             (["dog", "cat"], None, ("cat", "dog")),
             (["dog", "cat"], ["x", "y"], ("cat", "dog")),
-            ([2, 10], None, ("10", "2")),
+            ([10, 2], None, ("2", "10")),
             ([0, 2], ["a", "b", "c"], ("a", "c")),
         ],
     )
     def test_labels(self, store: Store, labels: list, names: list[str] | None, classes: tuple[str, ...]) -> None:
-        """Numbers take their names from the metadata where there are any; classes are sorted by name."""
+        """Numbers take their names from the metadata where there are any, and stay in their order."""
         fill(store, {"x.parquet": shard([(f"{i}.png", b"x", labels[i % 2]) for i in range(8)], names)})
         index = index_of(store, validation_split=0.5)
         assert index.classes == classes
@@ -278,7 +355,7 @@ class TestBadInput:
             ([], "must hold images as <class>/<image> or Parquet shards, got 0 other objects: check data.uri"),
             (["1.jpg"], "got 1 other object: check data.uri"),
             (counted({"cat": 5}), r"at least two classes, got one \(cat\)"),
-            (counted({"cat": 5, "dog": 4}), "'dog' .* at least one image for validation, got none of its 4"),
+            (counted({"cat": 5, "dog": 1}), "'dog' .* at least one image for training, got none of its 1"),
         ],
     )
     def test_refuses(self, keys: list[str], line: str) -> None:
@@ -289,7 +366,7 @@ class TestBadInput:
     def test_a_class_without_training_images(self) -> None:
         """By hash a small class may lie on one side as a whole."""
         with pytest.raises(BadInput, match=r"'b' .* at least one image for training, got none of its 1"):
-            index_of(listing(*counted({"a": 500, "b": 1})), split_by="hash", validation_split=0.95)
+            index_of(listing(*counted({"a": 500, "b": 1})), split_by="hash", validation_split=0.95, rule=1)
 
     def test_names_the_first_ten_bad_files(self) -> None:
         """Ten by name and reason, the rest by number, and how to go on without them."""
@@ -305,12 +382,12 @@ class TestBadInput:
         assert "got 1 that is not: a (b). " in describe_bad([("a", "b")])
 
     def test_skips_them_when_told_to(self) -> None:
-        """They are listed with their reason and are in neither part, nor is a class of nothing else one."""
-        store = listing(*counted({"cat": 5, "dog": 5}), "cat/notes.txt", "junk/a.txt")
+        """They are listed with their reason and are in no part."""
+        store = listing(*counted({"cat": 5, "dog": 5}), "cat/notes.txt")
         store.objects.append(Object("dog/empty.jpg", 0, "1"))
         index = index_of(store, on_bad_image="skip")
         reason = "not an image file"
-        assert index.bad == (("cat/notes.txt", reason), ("dog/empty.jpg", "empty"), ("junk/a.txt", reason))
+        assert index.bad == (("cat/notes.txt", reason), ("dog/empty.jpg", "empty"))
         assert len(index) == 10
         assert index.classes == ("cat", "dog")
 

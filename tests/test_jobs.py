@@ -19,6 +19,7 @@ POINTS = {
     "full_grid.yaml": 108,
     "my_model.yaml": 4,
     "notebook.yaml": 3,
+    "race.yaml": 72,
 }
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -20,20 +21,24 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from run_folders import board_of
 
+from orchestrator.board.sentences import sentences
 from orchestrator.board.table import COLUMNS, SCHEMA_VERSION, build_board, build_history, facts
-from orchestrator.board.views import by_config, compare, effects, sort_board, where
+from orchestrator.board.views import by_config, compare_runs, effects, sort_board, verdict, where
+from orchestrator.display import leaderboard as room
 from orchestrator.display.opening import read_board
 from orchestrator.display.table import as_csv, as_json, as_markdown, as_rich
 from orchestrator.errors import BadInput
-from orchestrator.plan.forecast import Counts
-from orchestrator.plan.points import Plan, make_plan
-from orchestrator.run.folder import BOARD, Run
-from orchestrator.run.result import Epoch, Result
+from orchestrator.plans.forecast import Counts
+from orchestrator.plans.points import Plan, make_plan
+from orchestrator.runs import lease
+from orchestrator.runs.folder import BOARD, HISTORY, Run
+from orchestrator.runs.lease import Lease
+from orchestrator.runs.result import Epoch, Result
 from orchestrator.spec.code import Code
 from orchestrator.spec.networks import Networks
 from orchestrator.spec.reading import load_spec
-from orchestrator.spec.sections import EarlyStopping, Resources
 from orchestrator.store import open_store
 from orchestrator.terminal import make_console
 
@@ -64,7 +69,7 @@ def ranked(plan: Plan, *accuracies: float, metric: str = "val_accuracy") -> pa.T
         p.trial_id: result(p.trial_id, [0.0] * (p.epochs - 1) + [a])
         for p, a in zip(plan.points, accuracies, strict=True)
     }
-    return build_board(plan, results, set(), metric)
+    return board_of(plan, results, (), f"metric={metric}")
 
 
 def test_each_axis_is_a_column_of_its_own_type():
@@ -77,7 +82,7 @@ def test_each_axis_is_a_column_of_its_own_type():
         "optimizer": ["adam"],
         "image_size": [64, [32, 64]],
     }
-    board = build_board(planned(grid=grid), {}, set(), "val_accuracy")
+    board = board_of(planned(grid=grid), {})
     types = {name: str(board.schema.field(name).type) for name in grid}
     assert types == {
         "batch_size": "int64",
@@ -115,7 +120,7 @@ def test_points_that_are_not_ok_stand_last_without_a_rank():
         two: Result(trial_id=two, status="failed", epochs=10, error="out of memory", started_at=began),
         four: result(four, [0.1] * 10),
     }
-    board = build_board(plan, results, {one}, "val_accuracy")
+    board = board_of(plan, results, {one})
     assert board["batch_size"].to_pylist() == [4, 2, 1, 3]
     assert board["status"].to_pylist() == ["ok", "failed", "running", "pending"]
     assert board["rank"].to_pylist() == [1, None, None, None]
@@ -128,7 +133,7 @@ def test_each_point_of_a_shared_trial_is_read_off_at_its_own_epoch():
     """Values, best epoch and time are those of the point's own epochs, not of the whole trial."""
     plan = planned(grid={"epochs": [2, 3]})
     trial_id = plan.trials[0].id
-    board = build_board(plan, {trial_id: result(trial_id, [0.3, 0.2, 0.9])}, set(), "val_accuracy")
+    board = board_of(plan, {trial_id: result(trial_id, [0.3, 0.2, 0.9])})
     rows = {row["epochs"]: row for row in board.to_pylist()}
     names = ("rank", "val_accuracy", "best_val_accuracy", "best_epoch", "epochs_trained", "train_s", "images_per_s")
     assert [rows[2][name] for name in names] == [2, 0.2, 0.3, 1, 2, 4.0, 50.0]
@@ -143,12 +148,12 @@ def test_a_point_costs_its_share_of_the_node_for_its_own_epochs():
         update={"history": [epoch.model_copy(update={"validate_s": 1.6}) for epoch in trial.history]}
     )
 
-    def costs(result: Result, resources: Resources | None = None) -> list[float | None]:
-        board = build_board(plan, {result.trial_id: result}, set(), "val_accuracy", None, resources)
+    def costs(result: Result, *overrides: str) -> list[float | None]:
+        board = board_of(plan, {result.trial_id: result}, (), *overrides)
         return board.sort_by("epochs")["cost_usd"].to_pylist()
 
     assert costs(trial) == pytest.approx([3.6 / 3600 * 0.526 / 2, 7.2 / 3600 * 0.526 / 2])
-    assert costs(trial, Resources(usd_per_hour={"*": 1.0})) == pytest.approx([0.0005, 0.001])
+    assert costs(trial, "resources.usd_per_hour=1.0") == pytest.approx([0.0005, 0.001])
     assert costs(trial.model_copy(update={"node_type": None})) == [None, None]
 
 
@@ -156,7 +161,7 @@ def test_a_result_of_fewer_epochs_than_asked_leaves_the_longer_point_pending():
     """The point waits for the trial to go on; the shorter one is done."""
     plan = planned(grid={"epochs": [2, 3]})
     trial_id = plan.trials[0].id
-    board = build_board(plan, {trial_id: result(trial_id, [0.3, 0.2])}, set(), "val_accuracy")
+    board = board_of(plan, {trial_id: result(trial_id, [0.3, 0.2])})
     assert dict(zip(board["epochs"].to_pylist(), board["status"].to_pylist(), strict=True)) == {2: "ok", 3: "pending"}
 
 
@@ -166,15 +171,64 @@ def test_early_stopping_reads_off_the_epoch_it_restores(restore_best, read_off):
     plan = planned(grid={"batch_size": [5]})
     trial_id = plan.trials[0].id
     stopped = result(trial_id, [0.6, 0.7, 0.8], [0.5, 0.3, 0.4], epochs=10)
-    stopping = EarlyStopping(patience=1, restore_best=restore_best)
-    (row,) = build_board(plan, {trial_id: stopped}, set(), "val_accuracy", stopping).to_pylist()
-    assert (row["val_accuracy"], row["epochs_trained"], row["best_epoch"]) == (read_off, 3, 3)
+    stopping = f"train.early_stopping={{patience: 1, restore_best: {str(restore_best).lower()}}}"
+    (row,) = board_of(plan, {trial_id: stopped}, (), stopping).to_pylist()
+    assert (row["val_accuracy"], row["epochs_trained"]) == (read_off, 3)
+    assert row["best_epoch"] == (2 if restore_best else 3)
+
+
+@pytest.mark.parametrize(("metric", "best"), [("val_accuracy", 3), ("best_val_accuracy", 3), ("val_loss", 2)])
+def test_the_best_epoch_is_that_of_the_metric_that_ranks(metric: str, best: int):
+    """A board has one notion of it."""
+    plan = planned(grid={"batch_size": [5]}, train={"epochs": 4})
+    trained = result(plan.trials[0].id, [0.6, 0.7, 0.8, 0.75], [0.5, 0.3, 0.4, 0.6], epochs=4)
+    (row,) = board_of(plan, {trained.trial_id: trained}, (), f"metric={metric}").to_pylist()
+    assert row["best_epoch"] == best
+
+
+def test_a_verdict_says_what_it_could_not_compare():
+    """Of four configurations, two seeds each, one has failed and one waits; no second seed is trained."""
+    plan = planned(grid={"batch_size": [1, 2, 3, 4]}, seeds=[0, 1])
+    first = {p.values["batch_size"]: p.trial_id for p in plan.points if p.seed == 0}
+    results = {first[size]: result(first[size], [0.1 * size] * 10) for size in (1, 2)}
+    results[first[3]] = Result(trial_id=first[3], status="failed", epochs=10, error="out of memory")
+    text = "\n".join(sentences(verdict(board_of(plan, results), build_history(results))))
+    assert "that is the best of 2 of 4 configurations with a point that is ok: the others are not compared" in text
+    assert "of the best no other of 2 is trained to the end" in text
+    assert "--set" not in text
+    del results[first[1]]
+    lines = sentences(verdict(board_of(plan, results), build_history(results)))
+    assert lines[1].startswith("that is the only one of 4 configurations with a point that is ok")
+    assert "the only configuration" not in lines[0]
+
+
+def test_empty_cells_of_other_tools_are_empty_here(tmp_path: Path):
+    """NaN neither ranks nor is printed; and what a run folder says of its classes counts for an older board."""
+    plan = planned()
+    frame = ranked(plan, 0.5, 0.9, 0.7).to_pandas()
+    frame.loc[frame.batch_size == 10, ["score", "val_accuracy", "val_loss"]] = float("nan")
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+    arrays = [
+        pa.array(frame[name], from_pandas=False) if name == "score" else table[name] for name in table.schema.names
+    ]
+    pq.write_table(pa.table(arrays, names=table.schema.names), tmp_path / BOARD)
+    counts = {"cat": {"training": 9, "validation": 50}, "dog": {"training": 9, "validation": 50}}
+    (tmp_path / "dataset.json").write_text(json.dumps({"classes": counts}))
+    board = read_board(str(tmp_path))
+    assert facts(board)["classes"] == {"cat": 50, "dog": 50}
+    assert board["score"].null_count == 1
+    assert sentences(verdict(board, build_history({})))[0].startswith("best: batch_size=20, ")
 
 
 def test_the_board_says_its_schema_axes_and_metric(tmp_path: Path):
     """They stay with the file."""
     run = Run(open_store(str(tmp_path / "run"), create=True))
-    run.write_tables(ranked(planned(), 0.5, 0.9, 0.7, metric="val_loss"), build_history({}))
+    run.write_tables(
+        {
+            BOARD: ranked(planned(), 0.5, 0.9, 0.7, metric="val_loss"),
+            HISTORY: build_history({}),
+        }
+    )
     assert facts(read_board(str(tmp_path / "run"))) == {
         "schema_version": SCHEMA_VERSION,
         "axes": ["batch_size"],
@@ -209,7 +263,10 @@ def test_pandas_polars_and_duckdb_open_the_same_rows(tmp_path: Path):
     done = plan.points[:5]
     results = {p.trial_id: result(p.trial_id, [i / 10] * 10, node="n") for i, p in enumerate(done)}
     Run(open_store(str(tmp_path), create=True)).write_tables(
-        build_board(plan, results, set(), "val_accuracy"), build_history(results)
+        {
+            BOARD: board_of(plan, results),
+            HISTORY: build_history(results),
+        }
     )
     file = tmp_path / "leaderboard.parquet"
     names = ["rank", "point_id", "status", "batch_size", "optimizer", "horizontal_flip", "val_accuracy", "node"]
@@ -241,7 +298,7 @@ def test_sorting_puts_empty_cells_last():
     """A pending point has no accuracy, and is not the best."""
     plan = planned()
     trial_id = plan.points[2].trial_id
-    board = build_board(plan, {trial_id: result(trial_id, [0.0] * 10)}, set(), "val_accuracy")
+    board = board_of(plan, {trial_id: result(trial_id, [0.0] * 10)})
     for column in ("val_accuracy", "val_loss", "node", "rank"):
         assert sort_board(board, column)["val_accuracy"].to_pylist() == [0.0, None, None]
 
@@ -249,9 +306,7 @@ def test_sorting_puts_empty_cells_last():
 def failed_board(error: str) -> pa.Table:
     plan = planned(grid={"batch_size": [5], "note": [error]})
     trial_id = plan.trials[0].id
-    return build_board(
-        plan, {trial_id: Result(trial_id=trial_id, status="failed", epochs=10, error=error)}, set(), "val_accuracy"
-    )
+    return board_of(plan, {trial_id: Result(trial_id=trial_id, status="failed", epochs=10, error=error)})
 
 
 def printed(board: pa.Table) -> str:
@@ -325,7 +380,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
         three: Result(trial_id=three, status="failed", epochs=10, error=HOSTILE),
     }
     Run(open_store(folder, create=True)).write_tables(
-        build_board(plan, results, set(), "val_accuracy"), build_history(results)
+        {
+            BOARD: board_of(plan, results),
+            HISTORY: build_history(results),
+        }
     )
     return folder
 
@@ -352,7 +410,7 @@ def test_the_command_sorts_cuts_and_writes_other_formats(folder: str):
     done = leaderboard(f"{folder}/leaderboard.parquet", "--top", "2", "--format", "json")
     assert [row["rank"] for row in json.loads(done.stdout)] == [1, 2]
     done = leaderboard(folder, "--format", "markdown")
-    assert done.stdout.splitlines()[0].startswith("| rank | status | batch_size | seed | val_accuracy |")
+    assert done.stdout.splitlines()[0].startswith("| rank | status | batch_size | seed | score | val_accuracy |")
     assert len(done.stdout.splitlines()) == 5
 
 
@@ -397,7 +455,7 @@ def grid_board(scores: dict[tuple[int, float], list[float]]) -> pa.Table:
         for p in plan.points
         if (p.values["batch_size"], p.values["dropout"]) in scores
     }
-    return build_board(plan, found, set(), "val_accuracy")
+    return board_of(plan, found)
 
 
 FULL = {(5, 0.0): [0.9, 0.8], (5, 0.5): [0.7, 0.6], (10, 0.0): [0.5, 0.4], (10, 0.5): [0.3, 0.2]}
@@ -441,34 +499,34 @@ def test_a_condition_that_is_none_says_what_it_must_be(condition: str, says: str
 
 def test_a_truth_value_is_chosen_by_its_name():
     """true and false, however they are written; nothing else."""
-    board = build_board(planned(grid={"horizontal_flip": [True, False]}), {}, set(), "val_accuracy")
+    board = board_of(planned(grid={"horizontal_flip": [True, False]}), {})
     assert where(board, ["horizontal_flip=True"])["horizontal_flip"].to_pylist() == [True]
     with pytest.raises(BadInput, match="with true or false, got 1"):
         where(board, ["horizontal_flip=1"])
 
 
 def test_seeds_are_folded_into_one_row_per_configuration():
-    """Mean, deviation and interval of the metric; whether it ties with the best, by the same seeds."""
+    """Mean, deviation and interval of the metric; whether it may be the best, by the same seeds."""
     table = by_config(grid_board({(5, 0.0): [0.9, 0.8, 0.7], (10, 0.0): [0.8, 0.9, 0.6], (20, 0.0): [0.1, 0.01, 0.0]}))
     assert table["batch_size"].to_pylist() == [5, 10, 20]
     assert table["seeds"].to_pylist() == [3, 3, 3]
-    assert table["verdict"].to_pylist() == ["best", "ties", "behind"]
+    assert table["verdict"].to_pylist() == ["best", "may be best", "behind"]
     (first, *_) = table.to_pylist()
-    assert first["val_accuracy"] == pytest.approx(0.8)
-    assert first["val_accuracy_std"] == pytest.approx(0.1)
-    assert first["val_accuracy_high"] - first["val_accuracy_low"] == pytest.approx(2 * 4.302653 * 0.1 / 3**0.5)
+    assert first["score"] == first["val_accuracy"] == pytest.approx(0.8)
+    assert first["score_std"] == pytest.approx(0.1)
+    assert first["score_high"] - first["score_low"] == pytest.approx(2 * 4.302653 * 0.1 / 3**0.5)
 
 
 def test_one_seed_has_no_interval_and_no_verdict():
     """Empty cells, not zeros."""
     rows = by_config(grid_board({(5, 0.0): [0.9], (10, 0.0): [0.8]})).to_pylist()
     assert [row["verdict"] for row in rows] == ["best", None]
-    assert [row["val_accuracy_std"] for row in rows] == [None, None]
+    assert [row["score_std"] for row in rows] == [None, None]
 
 
 def test_effects_say_which_axis_matters():
     """The one with the larger share first, each value with its mean over the other axis; and how to read them."""
-    table, note = effects(grid_board(FULL))
+    table, note = effects(grid_board(FULL), build_history({}))
     rows = [(row["axis"], row["value"], round(row["val_accuracy"], 6)) for row in table.to_pylist()]
     assert rows == [
         ("batch_size", "5", 0.75),
@@ -478,17 +536,57 @@ def test_effects_say_which_axis_matters():
     ]
     assert table["share"].to_pylist() == pytest.approx([0.8, 0.8, 0.2, 0.2])
     assert note.endswith("0% belongs to no single axis; exact: the configurations are a full grid")
-    _, note = effects(grid_board({key: FULL[key] for key in list(FULL)[:3]}))
+    assert "where no axis did anything, shares would be about batch_size 33%, dropout 33%, by chance" in note
+    _, note = effects(grid_board({key: FULL[key] for key in list(FULL)[:3]}), build_history({}))
     assert "approximate: the configurations are no full grid" in note
     with pytest.raises(BadInput, match="--effects must have an axis with two values"):
-        effects(grid_board({(5, 0.0): [0.9]}))
+        effects(grid_board({(5, 0.0): [0.9]}), build_history({}))
+
+
+def test_effects_of_a_race_are_taken_where_all_points_were():
+    """Of the first seed, at the rung that stopped points reached, however far others went on."""
+    plan = planned(grid={"batch_size": [5, 10]}, seeds=[7, 0], train={"epochs": 10})
+    results, stopped = {}, {}
+    for trial in plan.trials:
+        if (trial.values["batch_size"], trial.seed) == (5, 7):
+            results[trial.id] = result(trial.id, [0.6] * 4)
+            stopped[trial.id] = "0.6 after 4 epochs"
+        else:
+            results[trial.id] = result(trial.id, [0.5] * 4 + [0.9] * 6)
+    spec = load_spec("{name: a, data: {uri: x}, grid: {batch_size: [1]}}")
+    board = build_board(spec, plan, results, (), stopped, {"first_seed": 7})
+    assert board["status"].to_pylist().count("stopped") == 1
+    table, note = effects(board, build_history(results))
+    assert dict(zip(table["value"].to_pylist(), table["val_accuracy"].to_pylist(), strict=True)) == pytest.approx(
+        {"5": 0.6, "10": 0.5}
+    )
+    assert note.startswith("after 4 epochs, as far as the stopped points went; ")
+
+
+def test_runs_of_other_metrics_are_ranked_by_the_first_ones():
+    """Not by a score that is a loss."""
+    one, two = planned(grid={"batch_size": [5]}), planned(grid={"batch_size": [10]})
+    boards = [ranked(one, 0.5), ranked(two, 0.9, metric="val_loss")]
+    board = compare_runs(["one", "two"], boards, [one.shared, two.shared])
+    assert board["run"].to_pylist() == ["two", "one"]
+
+
+def test_runs_are_not_compared_by_what_one_does_not_record():
+    """A run of an older version would stand last for nothing that it did."""
+    old = ranked(planned(grid={"batch_size": [10]}), 0.5)
+    new = old.replace_schema_metadata({"orchestrator": json.dumps({"axes": ["batch_size"], "metric": "val_f1"})})
+    with pytest.raises(BadInput) as error:
+        compare_runs(["new", "old"], [new, old], [{}, {}])
+    assert str(error.value) == (
+        "--compare must have runs that record val_f1, by which new is ranked, and points of old lack it: name old first"
+    )
 
 
 def test_runs_are_compared_by_what_differs():
     """An axis of one run and a fixed setting of the other are one column; what is equal in both is none."""
     one, two = planned(grid={"batch_size": [5, 10]}), planned(grid={"learning_rate": [0.1]}, train={"batch_size": 10})
     boards = [ranked(one, 0.5, 0.9), ranked(two, 0.7)]
-    board = compare(["one", "two"], boards, [one.shared, two.shared])
+    board = compare_runs(["one", "two"], boards, [one.shared, two.shared])
     assert facts(board)["axes"] == ["run", "learning_rate", "batch_size"]
     names = ["rank", "run", "batch_size", "learning_rate", "val_accuracy"]
     assert [tuple(row[name] for name in names) for row in board.to_pylist()] == [
@@ -497,10 +595,10 @@ def test_runs_are_compared_by_what_differs():
         (3, "one", 5, 0.001, 0.5),
     ]
     longer = [ranked(planned(grid={"batch_size": [5], "epochs": [30]}), 0.5), boards[0]]
-    board = compare(["long", "one"], longer, [one.shared, one.shared])
+    board = compare_runs(["long", "one"], longer, [one.shared, one.shared])
     assert facts(board)["axes"] == ["run", "epochs", "batch_size"]
     assert board["epochs"].to_pylist() == [10, 10, 30]  # also where it is no axis; of equals the shorter first
-    assert compare(["one", "two"], boards, [{}, {}])["batch_size"].to_pylist() == [10, None, 5]  # no plan to read
+    assert compare_runs(["one", "two"], boards, [{}, {}])["batch_size"].to_pylist() == [10, None, 5]  # no plan to read
 
 
 def fitted(board: pa.Table, width: int) -> str:
@@ -541,7 +639,7 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> str:
         row["trial_id"]: result(row["trial_id"], [0.9, 0.8, 0.7, 0.6, 0.5], [0.9, 0.5, 0.6, 0.7, 0.8])
         for row in board.to_pylist()
     }
-    Run(open_store(folder, create=True)).write_tables(board, build_history(results))
+    Run(open_store(folder, create=True)).write_tables({BOARD: board, HISTORY: build_history(results)})
     return folder
 
 
@@ -578,18 +676,50 @@ def test_watching_ends_with_the_run(tmp_path: Path):
     run = Run(open_store(str(tmp_path / "cats"), create=True))
     plan = planned(grid={"batch_size": [5], "epochs": [1]})
     (trial_id,) = (trial.id for trial in plan.trials)
-    run.write_tables(build_board(plan, {}, {trial_id}, "val_accuracy"), build_history({}))
+    run.write_tables({BOARD: board_of(plan, {}, {trial_id}), HISTORY: build_history({})})
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "orchestrator.leaderboard", run.store.uri, "--watch"]
-    with subprocess.Popen(command, stdout=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}) as watch:
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with Lease(run.store, lambda: None), subprocess.Popen(command, stdout=theirs, env=env) as watch:
         os.close(theirs)
         seen = b""
         while b"running" not in seen:
             seen += os.read(ours, 4096)
         done = {trial_id: result(trial_id, [0.75])}
-        run.write_tables(build_board(plan, done, set(), "val_accuracy"), build_history(done))
+        run.write_tables(
+            {
+                BOARD: board_of(plan, done),
+                HISTORY: build_history(done),
+            }
+        )
         while b"the only configuration" not in seen:
             seen += os.read(ours, 4096)
         assert watch.wait(30) == 0
     os.close(ours)
     assert b"0.7500" in seen
+
+
+@pytest.mark.parametrize(
+    ("owner", "looks"),
+    [
+        (None, 1),  # it ended, or was interrupted
+        ({"host": platform.node(), "pid": 1, "started": "another boot 1"}, 1),  # killed on this machine
+        ({"host": "elsewhere", "pid": 1, "started": "1"}, 3),  # silent on another one
+    ],
+)
+def test_watching_ends_with_the_driver(
+    owner: dict | None, looks: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Though points are running on the board; it says how to go on."""
+    run = Run(open_store(str(tmp_path / "cats"), create=True))
+    plan = planned(grid={"batch_size": [5, 10], "epochs": [1]})
+    done = result(plan.trials[0].id, [0.75])
+    run.write_tables({BOARD: board_of(plan, {done.trial_id: done}, {plan.trials[1].id}), HISTORY: build_history({})})
+    if owner:
+        run.store.write("owner.json", json.dumps(owner).encode())
+    waits: list[float] = []
+    monkeypatch.setattr(room.time, "sleep", waits.append)
+    monkeypatch.setattr(lease, "_now", lambda: 10.0 * len(waits))
+    room.print_board([run.store.uri], room.View(), room.Format.table, watch=True)
+    assert len(waits) == looks - 1
+    assert "no driver is at work on it: the same grid command trains the 1 point left" in capsys.readouterr().out

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import BadInput
-from orchestrator.run import lease as room
-from orchestrator.run.lease import Lease, refuse_if_held
+from orchestrator.runs import lease as room
+from orchestrator.runs.lease import Lease, refuse_if_held
 from orchestrator.store import Store, open_store
 
 pytestmark = pytest.mark.timeout(30)
 
 DRIVER = """
 import sys
-from orchestrator.run import lease
+from orchestrator.runs import lease
 from orchestrator.store import open_store
 
 folder, takeover, lease.RENEW_S, lease.STALE_S = sys.argv[1], sys.argv[2] == "takeover", 0.05, 30.0

@@ -9,49 +9,49 @@ import pytest
 
 from orchestrator.errors import BadInput
 from orchestrator.metrics import METRICS, of_column, recorded, shown
-from orchestrator.run.result import Epoch, best_epoch, merit, monitored, ranked_by, read_off
+from orchestrator.runs.result import Epoch, best_epoch, merit, monitored, ranked_by, read_off
 from orchestrator.spec.reading import load_spec
 
 NEW_ROW = """
 import json
 from orchestrator.metrics import METRICS, Metric
 
-row = Metric("val_recall", "higher", "predictions", frozenset({"board", "table"}), lambda labels, p: 0.0, decimals=2)
-METRICS["val_recall"] = row
+row = Metric("val_kappa", "higher", "predictions", frozenset({"board", "table"}), lambda found: 0.0, decimals=2)
+METRICS["val_kappa"] = row
 
 from orchestrator.board.table import build_board, build_history
 from orchestrator.board.views import verdict
 from orchestrator.display.table import as_markdown, columns
 from orchestrator.display.page import gather
-from orchestrator.plan.forecast import Counts
-from orchestrator.plan.points import make_plan
-from orchestrator.run.folder import Run
-from orchestrator.run.result import Epoch, Result
+from orchestrator.plans.forecast import Counts
+from orchestrator.plans.points import make_plan
+from orchestrator.runs.folder import Run
+from orchestrator.runs.result import Epoch, Result
 from orchestrator.spec.code import Code
 from orchestrator.spec.networks import Networks
 from orchestrator.spec.reading import load_spec
 from orchestrator.store import open_store
 
-spec = load_spec("name: a\\ndata: {uri: x}\\ngrid: {batch_size: [5, 10]}\\nmetric: val_recall\\ntrain: {epochs: 1}")
+spec = load_spec("name: a\\ndata: {uri: x}\\ngrid: {batch_size: [5, 10]}\\nmetric: val_kappa\\ntrain: {epochs: 1}")
 plan = make_plan(spec, Counts(10, 5), "index", Networks({"small_cnn": Code("code", {})}))
 results = {}
 for trial in plan.trials:
     size = trial.values["batch_size"]
-    metrics = {"loss": 1.0, "val_loss": 1.0, "accuracy": 0.5, "val_accuracy": 1 / size, "val_recall": size / 20}
+    metrics = {"loss": 1.0, "val_loss": 1.0, "accuracy": 0.5, "val_accuracy": 1 / size, "val_kappa": size / 20}
     epoch = Epoch(epoch=1, metrics=metrics, train_s=1.0, images_per_s=1.0)
     results[trial.id] = Result(trial_id=trial.id, status="ok", epochs=1, history=[epoch])
-board, history = build_board(plan, results, set(), spec.metric), build_history(results)
+board, history = build_board(spec, plan, results), build_history(results)
 run = Run(open_store("run", create=True))
-run.write_tables(board, history)
+run.write_tables({"leaderboard.parquet": board, "history.parquet": history})
 page = gather(run)
 print(json.dumps({
     "ranked": board["batch_size"].to_pylist(),
     "columns": columns(board),
     "markdown": as_markdown(board),
-    "history": history["val_recall"].to_pylist(),
+    "history": history["val_kappa"].to_pylist(),
     "best": verdict(board, history).best.values,
     "charts": page["charts"],
-    "curve": page["curves"][plan.trials[0].id]["val_recall"],
+    "curve": page["curves"][plan.trials[0].id]["val_kappa"],
 }))
 """
 
@@ -63,10 +63,10 @@ def test_a_new_row_is_read_by_whatever_ranks_and_shows(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["ranked"] == [10, 5]
     assert found["best"] == {"batch_size": 10}
-    assert "val_recall" in found["columns"]
+    assert "val_kappa" in found["columns"]
     assert "| 0.50 |" in found["markdown"]
     assert sorted(found["history"]) == [0.25, 0.5]
-    assert {"training": None, "validation": "val_recall"} in found["charts"]
+    assert {"training": None, "validation": "val_kappa"} in found["charts"]
     assert found["curve"][0] in (0.25, 0.5)
 
 

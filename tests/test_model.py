@@ -1,12 +1,13 @@
 """model: finding a user's function and reading what it takes, without running a line of it."""
 
+import hashlib
 import sys
 from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import BadInput
-from orchestrator.spec.code import read_code
+from orchestrator.spec.code import look_in, read_code
 
 
 @pytest.fixture
@@ -117,6 +118,59 @@ def test_reading_runs_nothing(folder: Path):
     assert read_code("outer.inner.nets:net", [])
     assert refused("outer:net").endswith("outer defines none")
     assert set(sys.modules) == before
+
+
+HELPERS = {
+    "nets.py": "from blocks import block\ndef net(input_shape, classes): ...\n",
+    "blocks.py": 'def block(x):\n    """A block."""\n    from pack.deep import inner\n    return inner(x)\n',
+    "pack/__init__.py": "",
+    "pack/deep.py": "from . import sizes\nimport keras, nets\ndef inner(x): return x * sizes.SIZE\n",
+    "pack/sizes.py": "SIZE = 3\n",
+    "keras_free.py": "OTHER = 1\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "is_another"),
+    [
+        ("blocks.py", "inner(x)", "inner(x) + 1", True),
+        ("pack/sizes.py", "3", "4", True),
+        ("pack/__init__.py", "", "import os", True),
+        ("blocks.py", "A block.", "Another word\n    for it.", False),
+        ("pack/deep.py", "x * sizes.SIZE", "(x *   sizes.SIZE)  # so many", False),
+        ("keras_free.py", "1", "2", False),
+    ],
+)
+def test_the_code_that_a_module_imports_decides_too(folder: Path, file: str, old: str, new: str, is_another: bool):
+    """Wherever the import stands, and through packages; but not comments, docstrings, or what nobody imports."""
+    (folder / "pack").mkdir()
+    for name, text in HELPERS.items():
+        (folder / name).write_text(text)
+    before = read_code("nets:net", []).digest
+    (folder / file).write_text(HELPERS[file].replace(old, new))
+    assert (read_code("nets:net", []).digest != before) == is_another
+
+
+def test_a_module_without_imports_of_ones_own_has_the_digest_that_it_always_had(folder: Path):
+    """So what is trained stays. A helper that is not Python is named."""
+    source = "import os, keras.layers\nfrom numpy import *\ndef net(input_shape, classes): ...\n"
+    (folder / "nets.py").write_text(source)
+    assert read_code("nets:net", []).digest == hashlib.sha256(source.encode()).hexdigest()
+    (folder / "nets.py").write_text(f"import blocks\n{source}")
+    (folder / "blocks.py").write_text("def (")
+    assert refused("nets:net").startswith(f"model nets:net: {folder}/blocks.py line 1 is not Python: ")
+
+
+def test_a_folder_beside_is_found_from_the_place_where_modules_are(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    """As in a worker, whose current folder may be another than the driver's."""
+    (folder / "specs").mkdir()
+    (folder / "specs" / "beside.py").write_text("def net(input_shape, classes): ...\n")
+    sys.path.append(str(folder))
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    look_in("specs")
+    assert read_code("beside:net", [])
 
 
 def test_the_digest_is_that_of_the_whole_module(folder: Path):

@@ -61,6 +61,21 @@ def test_a_finished_run_is_read(cwd: Path) -> None:
     assert row["class"] in ("shirt", "t-shirt")
 
 
+def test_a_metric_that_nobody_recorded_then_cannot_rank(cwd: Path) -> None:
+    """One line says which, and how to go on; also where a newer run is compared with it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.grid", "finished.yaml", "--plan", "--set", "metric=val_f1"],
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "error: metric val_f1 must be recorded in every result, and 2 of 2 trials in " in done.stderr
+    assert "--set metric=val_accuracy, or train them anew under another --name" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_finished_run_grows(cwd: Path) -> None:
     """The same command trains nothing; one more epoch goes on from the checkpoints, after the epochs that are there."""
@@ -68,7 +83,9 @@ def test_a_finished_run_grows(cwd: Path) -> None:
     recorded = pq.read_table(cwd / "runs" / "finished" / "leaderboard.parquet")
     run(cwd, "grid", "finished.yaml")
     assert results(cwd, "finished") == before
-    assert pq.read_table(cwd / "runs" / "finished" / "leaderboard.parquet").equals(recorded)
+    board = pq.read_table(cwd / "runs" / "finished" / "leaderboard.parquet")
+    assert board.select(recorded.column_names).equals(recorded)
+    assert board["score"].to_pylist() == recorded["val_accuracy"].to_pylist()  # of two epochs the last fifth is one
     run(cwd, "grid", "finished.yaml", "--set", "grid.epochs=[1, 2, 3]")
     after = results(cwd, "finished")
     assert {name: after[name] for name in before} == before

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.data.index import Index, build_index
+from orchestrator.data.index import Index
+from orchestrator.data.indexing import build_index
 from orchestrator.data.pack import MB, cut
 from orchestrator.pack import main
 from orchestrator.spec.sections import Data
@@ -85,7 +86,7 @@ def test_shards_are_the_same_data_set(
     assert after.paths == before.paths == sorted(NAMES, key=str.encode)
     assert after.classes == before.classes == ("größe 7", "tee")
     assert after.labels.tolist() == before.labels.tolist()
-    assert after.validation.tolist() == before.validation.tolist()
+    assert after.part.tolist() == before.part.tolist()
     store = open_store(dst)
     tables = [pq.read_table(pa.BufferReader(store.read(shard.key))) for shard in after.objects]
     images = [image for table in tables for image in table["image"].to_pylist()]

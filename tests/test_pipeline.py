@@ -13,7 +13,7 @@ from images import as_shards, class_folder, fill, picture
 from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
 from orchestrator.data import pipeline, stream
-from orchestrator.data.index import build_index
+from orchestrator.data.indexing import build_index
 from orchestrator.data.pipeline import Source, shared_tensor, training_batches, transform, validation_batches
 from orchestrator.data.stream import Encoded, decoded
 from orchestrator.spec.sections import Augment, Data
@@ -303,7 +303,7 @@ class TestStreamed:
             images[rows] = found
         labels = tf.range(len(index))
         cached = Source(tf.constant(images), labels, data, ALL, 3, 1)
-        return cached, replace(cached, images=None, encoded=Encoded(index, store)), np.flatnonzero(~index.validation)
+        return cached, replace(cached, images=None, encoded=Encoded(index, store)), np.flatnonzero(~index.validates())
 
     def read(self, source: Source, rows: np.ndarray, start_step: int = 0) -> list[tuple[np.ndarray, list[int]]]:
         chain = training_batches(source, rows, 5, start_step, 2)

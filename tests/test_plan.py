@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import BadInput
-from orchestrator.plan.describe import as_tree, describe, describe_outlook
-from orchestrator.plan.forecast import Counts
-from orchestrator.plan.points import Plan, count_by_state, differences, make_plan, remaining
+from orchestrator.plans.describe import as_tree, describe, describe_outlook
+from orchestrator.plans.forecast import Counts
+from orchestrator.plans.points import Plan, count_by_state, differences, make_plan, remaining
 from orchestrator.spec.code import Code, read_code
 from orchestrator.spec.networks import Networks
 from orchestrator.spec.reading import load_spec
@@ -53,9 +53,12 @@ def test_points_come_in_the_order_of_the_spec():
 
 def test_ids_are_the_ones_they_have_always_been():
     """A run folder of an older version is still known: whoever changes these ids orphans every result."""
-    plan = planned(grid={"batch_size": [5], "epochs": [2, 4], "image_size": [32]}, seeds=[1])
+    grid = {"batch_size": [5], "epochs": [2, 4], "image_size": [32]}
+    of_0_1_0 = {"uri": "x", "rule": 1, "split_by": "order", "exif": "ignore"}
+    plan = planned(grid=grid, seeds=[1], data=of_0_1_0)
     assert ids(plan) == ["18dc90779ac6", "fbe46833d723"]
     assert trial_ids(plan) == {"07041f6ab8d9"}
+    assert trial_ids(planned(grid=grid, seeds=[1])) == {"d60ef8853dcf"}
 
 
 def test_ids_do_not_depend_on_the_order_in_which_the_spec_lists_things():
@@ -264,7 +267,7 @@ def test_the_standing_counts_points_not_trials():
 
 
 def test_differences_name_each_shared_setting_that_changed():
-    """Old and new value of each, digests shortened; an axis in either of the two is no difference."""
+    """Old and new value of each, or that it changed; an axis in either of the two is no difference."""
     old = planned()
     new = planned(
         grid={"epochs": [1], "learning_rate": [0.1]},
@@ -275,7 +278,7 @@ def test_differences_name_each_shared_setting_that_changed():
     assert differences(old.shared, new.shared) == [
         "data.image_size: (64, 64) -> (32, 32)",
         "train.optimizer: adam -> sgd",
-        "model source: cccccccccccc -> dddddddddddd",
+        "the code of the model has changed",
     ]
     assert differences(old.shared, old.shared) == []
 
@@ -284,13 +287,8 @@ def test_the_description_shows_points_trials_steps_and_epochs():
     """The notebook's 6404 images make 641 steps of 10, the last of 4 images, and 201 of 32."""
     plan = planned(grid={"batch_size": [10, 32], "epochs": [5, 10]})
     spec = load_spec("{name: cats, data: {uri: x}, grid: {batch_size: [10, 32], epochs: [5, 10]}}")
-    text = describe(
-        plan,
-        spec,
-        "8005 of 2 classes",
-        "runs/cats: 1 done, 0 missing, 3 new",
-        describe_outlook(plan, spec, 2, plan.trials),
-    )
+    folder = "runs/cats: 1 done, 0 missing, 3 new"
+    text = "\n".join(describe(plan, spec, ["8005 of 2 classes"], folder, describe_outlook(plan, spec, 2, plan.trials)))
     assert "cats: 4 points, 2 trials\n" in text
     assert "an epoch: 641 at batch size 10 (the last of 4); 201 at batch size 32 (the last of 4)\n" in text
     assert "30 asked for, 20 trained (points that differ only in epochs share a trial)\n" in text
@@ -334,7 +332,7 @@ def test_the_description_says_whether_images_are_kept_and_why():
     """Within the limit each node decodes them once; above it every epoch streams them anew."""
     plan = planned(grid={"image_size": [32, 64], "epochs": [1]})
     spec = load_spec("{name: cats, data: {uri: x, cache_limit_gb: 0.05}, grid: {image_size: [32, 64], epochs: [1]}}")
-    text = describe(plan, spec, "8005", "runs/cats", describe_outlook(plan, spec, 2, plan.trials))
+    text = "\n".join(describe(plan, spec, ["8005"], "runs/cats", describe_outlook(plan, spec, 2, plan.trials)))
     assert "24.6 MB decoded at 32x32: within data.cache_limit_gb, 0.05 GB" in text
     assert "98.4 MB decoded at 64x64: more than data.cache_limit_gb, 0.05 GB, so every epoch" in text
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from images import fill
-from PIL import Image
+from images import fill, picture
+from PIL import ExifTags, Image
 from test_trial import new_worker
 
 import orchestrator
+from orchestrator.board.estimates import wilson
+from orchestrator.display.predictions import Format, print_predictions
 from orchestrator.errors import BadInput
+from orchestrator.runs.result import Exported, Threshold
 from orchestrator.store import open_store
-from orchestrator.train.inference import find_pictures, read_model
+from orchestrator.train.inference import find_labelled, find_pictures, read_model
 
 SAMPLE = Path(orchestrator.__file__).parent / "data" / "sample" / "shirts" / "train.parquet"
 
@@ -42,17 +44,20 @@ def pictures(shirts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_exported_model_says_what_it_said_in_training(shirts: Path, pictures: Path) -> None:
     """For every validation image the recorded probabilities, and so the accuracy on the board."""
-    done = predict(str(shirts), str(pictures), "--format", "json", cwd=shirts)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = predict(str(shirts), str(pictures), "--format", "json", "--labelled", cwd=shirts)
+    assert done.returncode == 0, done.stderr
     says = {row["path"].removeprefix(f"{pictures}/"): row for row in json.loads(done.stdout)}
     recorded = pq.read_table(shirts / "models" / "best-validation.parquet").to_pylist()
     assert set(says) == {row["path"] for row in recorded}
     for row in recorded:
         found = says[row["path"]]
-        assert found["class"] == row["predicted"]
+        assert (found["class"], found["label"]) == (row["predicted"], row["label"])
         assert list(found["probabilities"].values()) == pytest.approx(row["probabilities"], abs=1e-6)
         assert found["probability"] == max(found["probabilities"].values())
     right = np.mean([row["label"] == row["predicted"] for row in recorded])
+    low, high = wilson(right * len(recorded), len(recorded))
+    told = f"on {len(recorded)} labelled images: accuracy {right:.4f} (95%: {low:.4f} to {high:.4f})"
+    assert done.stderr.split("\n")[1] == told
     board = pq.read_table(shirts / "leaderboard.parquet").slice(0, 1).to_pylist()[0]
     facts = json.loads((shirts / "models" / "best.json").read_text())
     assert right == pytest.approx(board["val_accuracy"])
@@ -85,11 +90,79 @@ def test_unreadable_images_are_named_and_the_others_printed(shirts: Path, pictur
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [row["path"] for row in rows] == ["deep/b.PNG", "deep/er/a.png", "c"]
     assert len({(row["class"], row["probability"]) for row in rows}) == 1
-    lines = dict(line.removeprefix("error: ").split(": ", 1) for line in done.stderr.splitlines())
+    note, *errors = done.stderr.splitlines()
+    assert note == "deep: 1 file left out, not an image by name: notes.txt"
+    lines = dict(line.removeprefix("error: ").split(": ", 1) for line in errors)
     assert set(lines) == {"deep/broken.jpg", "deep/empty.gif", "none", "lost.png", "best.json"}
     assert lines["lost.png"] == "there is no such file or folder"
     assert lines["none"].startswith("holds no image (.jpg, ")
-    assert lines["best.json"] == "not a JPEG, PNG, BMP, GIF or WebP image"
+    assert lines["best.json"].startswith("not a JPEG, PNG, BMP, GIF, WebP, TIFF, AVIF, HEIC or PPM image: it begins ")
+
+
+def test_the_threshold_of_the_model_decides_and_is_told(shirts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In JSON beside each image; below a table, and beside CSV, where it is not one half; older models have none."""
+    facts = Exported.model_validate_json((shirts / "models" / "best.json").read_text())
+    why = Threshold(metric="val_accuracy", at_half=0.8, at_threshold=0.85, images=220)
+    lower = facts.model_copy(update={"threshold": 0.37, "threshold_chosen": why})
+    found = [("a.png", np.array([0.6, 0.4], np.float32)), ("b.png", np.array([0.64, 0.36], np.float32))]
+    for facts_of, says, threshold in ((lower, ["t-shirt", "shirt"], 0.37), (facts, ["shirt", "shirt"], 0.5)):
+        facts_of = facts_of if threshold != 0.5 else facts_of.model_copy(update={"threshold": None})
+        print_predictions(found, facts_of, Format.json)
+        rows = json.loads(capsys.readouterr().out)
+        assert [(row["class"], row["threshold"]) for row in rows] == [(name, threshold) for name in says]
+        print_predictions(found, facts_of, Format.csv)
+        printed = capsys.readouterr()
+        assert [row["class"] for row in csv.DictReader(io.StringIO(printed.out))] == says
+        print_predictions(found, facts_of, Format.table)
+        told = "t-shirt is said where its probability is above 0.37, not above 0.5: on the 220 validation images"
+        for text in (printed.err, capsys.readouterr().out):
+            assert (told in text) == (threshold == 0.37)
+
+
+def test_odd_names_are_left_out_and_said(tmp_path: Path) -> None:
+    """Those of images are failures; the rest of the folder is read, and what is not an image is counted."""
+    for name in ("a.png", "b\\c.png", "d\x1b.png", "e.txt", "f.csv", "g.md", "h.json", "i\n.txt", ".hidden.png"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "sub\r").mkdir()
+    shutil.copy(tmp_path / "a.png", tmp_path / "sub\r" / "lost.png")
+    found = find_pictures([str(tmp_path)])
+    assert [picture.key for picture in found.pictures] == ["a.png"]
+    odd = {f"{tmp_path}/{name}" for name in ("b\\c.png", "d\x1b.png", "sub\r/")}
+    assert odd == set(found.failures)
+    assert found.notes == [f"{tmp_path}: 5 files left out, not an image by name: e.txt, f.csv, g.md and 2 more"]
+
+
+def test_a_labelled_folder_has_the_layout_of_training_data(pictures: Path, tmp_path: Path) -> None:
+    """What the model cannot know is left out, and said; where nothing else is there, it is refused."""
+    shutil.copytree(pictures, tmp_path / "own")
+    (tmp_path / "own" / "sock").mkdir()
+    shutil.copy(next(pictures.rglob("*.png")), tmp_path / "own" / "sock" / "s.png")
+    (tmp_path / "own" / "shirt" / "empty.png").touch()
+    found = find_labelled([str(tmp_path / "own")], ["shirt", "t-shirt"])
+    assert {(picture.key.split("/")[0], picture.label) for picture in found.pictures} == {
+        ("shirt", "shirt"),
+        ("t-shirt", "t-shirt"),
+    }
+    assert [*found.failures] == [f"{tmp_path}/own/shirt/empty.png"]
+    assert found.notes == [f"{tmp_path}/own: 1 file left out, of classes that the model does not know: sock/s.png"]
+    with pytest.raises(
+        BadInput, match=r"must have images of the model's classes \(cat, dog\), got shirt, sock, t-shirt"
+    ):
+        find_labelled([str(tmp_path / "own")], ["cat", "dog"])
+
+
+def test_labels_stand_beside_what_is_said(shirts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In CSV and JSON; how often it was right is on stderr then, with the metric of the run."""
+    facts = Exported.model_validate_json((shirts / "models" / "best.json").read_text())
+    facts = facts.model_copy(update={"metric": "val_f1", "threshold": None})
+    found = [(f"{i}.png", np.array([1 - p, p], np.float32)) for i, p in enumerate([0.1, 0.9, 0.8, 0.2])]
+    labels = ["shirt", "t-shirt", "t-shirt", "t-shirt"]
+    for form in (Format.json, Format.csv):
+        print_predictions(found, facts, form, labels)
+        printed = capsys.readouterr()
+        rows = json.loads(printed.out) if form is Format.json else [*csv.DictReader(io.StringIO(printed.out))]
+        assert [row["label"] for row in rows] == labels
+        assert "on 4 labelled images: accuracy 0.7500 (95%: 0.3006 to 0.9544); f1 0.8000 (95%: " in printed.err
 
 
 @pytest.mark.slow
@@ -127,84 +200,44 @@ def test_a_file_that_goes_while_others_are_read_is_named_alone(tmp_path: Path, p
     names = sorted(pictures.rglob("*.png"))[:4]
     for i, path in enumerate(names):
         shutil.copy(path, tmp_path / f"{i}.png")
-    found, failures = find_pictures([str(tmp_path)])
-    assert failures == {}
+    found = find_pictures([str(tmp_path)])
+    assert (found.failures, found.notes) == ({}, [])
     (tmp_path / "1.png").unlink()
-    encoded = _Encoded(found)
+    encoded = _Encoded(found.pictures)
     blobs = list(encoded.blobs(np.arange(4)))
     assert [len(blob) > 0 for blob in blobs] == [True, False, True, True]
     assert list(encoded.failures) == [1]
     assert "there is no such file" in encoded.failures[1]
 
 
-MODULE = """
-import keras
-
-
-class Times(keras.layers.Layer):
-    def __init__(self, factor=2.0, **rest):
-        super().__init__(**rest)
-        self.factor = factor
-
-    def call(self, x):
-        return x * self.factor
-
-    def get_config(self):
-        return {**super().get_config(), "factor": self.factor}
-
-
-class Closed(keras.layers.Layer):
-    def __init__(self, what):
-        super().__init__()
-        self.what = what
-
-    def call(self, x):
-        return x
-
-
-def build(layer):
-    image = keras.Input((8, 8, 3))
-    x = keras.layers.Flatten()(layer(image))
-    return keras.Model(image, keras.layers.Dense(1, activation="sigmoid")(x))
-"""
-
-
-def saved_and_loaded(folder: str) -> list[str]:
-    """What becomes of models with a layer of their own, a Lambda, and one that cannot be saved; one line each."""
-    sys.path.insert(0, folder)
-    os.chdir(folder)
+def told_of(folder: str, names: list[str], exif: str | None) -> dict[int, list[float] | str]:
+    """What a model says of these files that was trained with that `exif`, or before there was a choice."""
     import keras
-    import nets
 
-    from orchestrator.train.model_file import check_savable, load, to_bytes
+    from orchestrator.runs.result import Exported
+    from orchestrator.train.inference import predict
+    from orchestrator.train.model_file import to_bytes
 
-    lines = []
-    for layer in (nets.Times(), keras.layers.Lambda(lambda x: x * 2), nets.Closed(object())):
-        try:
-            check_savable(nets.build(layer), type(layer).__name__)
-            model = load(to_bytes(nets.build(layer)), "m.keras", "nets:build")
-            lines.append(f"loaded {type(model.layers[1]).__name__}")
-        except BadInput as error:
-            lines.append(str(error))
-    data = to_bytes(nets.build(nets.Times()))
-    sys.modules.pop("nets")
-    Path("nets.py").unlink()
-    try:
-        load(data, "m.keras", "nets:build")
-    except BadInput as error:
-        lines.append(str(error))
-    return lines
+    image = keras.Input((24, 24, 3))
+    model = keras.Model(image, keras.layers.Dense(3, activation="softmax")(keras.layers.Flatten()(image)))
+    spec = {"model": "small_cnn", "data": {"exif": exif} if exif else {}}
+    facts = Exported.model_construct(image_size=(24, 24), resize="bilinear", scale=1 / 255, spec=spec)
+    found = find_pictures([f"{folder}/{name}" for name in names])
+    said = predict(to_bytes(model), facts, "m.keras", found.pictures)
+    return {i: what if isinstance(what, str) else what.tolist() for i, what in said.items()}
 
 
-def test_models_with_layers_of_their_own(tmp_path: Path) -> None:
-    """They load where their module is; what cannot be saved is refused before training, code in a file is never run."""
-    (tmp_path / "nets.py").write_text(MODULE)
+def test_images_are_prepared_as_training_prepared_them(tmp_path: Path) -> None:
+    """Turned where the model's run turned them, of every format, and what cannot be read is named as in training."""
+    stored, exif = Image.fromarray(picture(1, 24, 24)), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    stored.save(tmp_path / "tagged.tif", exif=exif)
+    stored.save(tmp_path / "stored.png")
+    stored.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "shown.gif.webp", "WEBP", lossless=True)
+    (tmp_path / "page.jpg").write_text("<html>")
+    names = ["tagged.tif", "stored.png", "shown.gif.webp", "page.jpg"]
     with new_worker() as pool:
-        own, code, closed, moved = pool.submit(saved_and_loaded, str(tmp_path)).result()
-    assert own == "loaded Times"
-    assert code.startswith("m.keras holds a Lambda layer, that is code, and no code is run from a file")
-    assert closed.startswith("model Closed must be one that Keras can save: ")
-    assert closed.endswith("or keep no models: --export-models none")
-    assert moved.startswith("m.keras must be a model that Keras can load: ")
-    assert moved.endswith("must be found in the module nets, in the current folder as in training")
-    assert not any("\n" in line for line in (code, closed, moved))
+        for exif_in_spec, like in (("apply", 2), ("ignore", 1), (None, 1)):
+            said = pool.submit(told_of, str(tmp_path), names, exif_in_spec).result()
+            assert [said[0] == said[i] for i in (1, 2)] == [like == 1, like == 2]
+            assert str(said[3]).startswith("not a JPEG, PNG, ")

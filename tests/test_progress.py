@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 
 from orchestrator.driver.progress import Progress
-from orchestrator.plan.forecast import Counts
-from orchestrator.plan.points import Plan, make_plan, remaining
-from orchestrator.run.result import Epoch, Result
+from orchestrator.plans.forecast import Counts
+from orchestrator.plans.points import Plan, make_plan, remaining
+from orchestrator.runs.result import Epoch, Result
 from orchestrator.spec.code import Code
 from orchestrator.spec.networks import Networks
 from orchestrator.spec.reading import load_spec
@@ -57,7 +57,7 @@ def test_a_terminal_has_a_table_of_what_runs(plan: Plan) -> None:
     text = show(plan, terminal=True)
     assert f"batch_size={plan.trials[1].values['batch_size']}" in text
     assert "1/2" in text
-    assert f"best so far: val_accuracy 0.8000 (batch_size={plan.trials[0].values['batch_size']} epoch 2)" in text
+    assert f"best epoch so far: val_accuracy 0.8000 (batch_size={plan.trials[0].values['batch_size']} epoch 2)" in text
     assert "1 trial done, 1 running, 0 waiting" in text
 
 
@@ -72,8 +72,8 @@ def test_what_is_trained_already_is_not_waited_for(plan: Plan) -> None:
     assert progress._left_s() == pytest.approx(second.forecast_s + first.forecast_s / 2)
     progress.ready(second.id, 0.5)
     assert progress._left_s() == pytest.approx(0.75 * second.forecast_s + first.forecast_s / 2)
-    assert progress.expected_s(second.id, 0.5) == pytest.approx(0.75 * second.forecast_s)
-    assert progress.expected_s(first.id, 1) == pytest.approx(first.forecast_s / 2), "what is done is left out once"
+    assert progress.expected_s(second, 0.5) == pytest.approx(0.75 * second.forecast_s)
+    assert progress.expected_s(first, 1) == pytest.approx(first.forecast_s / 2), "what is done is left out once"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -93,3 +93,26 @@ def test_a_failed_trial_says_why(plan: Plan) -> None:
         progress.started(plan.trials[0].id)
         progress.ended(Result(trial_id=plan.trials[0].id, status="failed", epochs=2, error="Diverged: [red] at once"))
     assert out.getvalue().startswith("trial 1/2 failed: Diverged: [red] at once  ")
+
+
+def test_a_race_counts_what_it_stopped_and_what_goes_on(plan: Plan) -> None:
+    """A leg is no end; what was stopped counts as done until it starts again."""
+    out = io.StringIO()
+    first, second = plan.trials
+    with Progress(plan, plan.trials, "val_loss", 1, Console(file=out, width=200)) as progress:
+        for trial in (first, second):
+            progress.started(trial.id)
+            progress.ended(Result(trial_id=trial.id, status="ok", epochs=1))
+        progress.stopped(second.id, "0.6000 after 1 epoch: 1 others were ahead")
+        progress.stopped(second.id, "0.6000 after 1 epoch: 1 others were ahead")  # said once
+        progress.started(second.id)
+        for trial in (first, second):
+            progress.ended(Result(trial_id=trial.id, status="ok", epochs=2))
+    starts = [line.split("  ")[0] for line in out.getvalue().splitlines()]
+    assert starts == [
+        "rung 1/2",
+        "rung 1/2",
+        "trial 1/2 stopped, 0.6000 after 1 epoch: 1 others were ahead",
+        "trial 1/2 ok",
+        "trial 2/2 ok",
+    ]

@@ -17,8 +17,8 @@ from run_folders import HOSTILE, NASTY, add_winner, write_run
 from orchestrator.board.table import build_history
 from orchestrator.display.page import gather, page, write_page
 from orchestrator.errors import BadInput
-from orchestrator.run.folder import Run
-from orchestrator.run.result import Epoch, Result
+from orchestrator.runs.folder import Run
+from orchestrator.runs.result import Epoch, Result
 from orchestrator.store import open_store
 
 
@@ -117,8 +117,8 @@ def test_what_the_run_does_not_hold_is_left_out(run: Run):
     assert [data[name] for name in ("model", "validation", "dataset")] == [None, None, None]
     assert data["skipped"] == {"count": 0, "first": []}
     assert data["verdict"][0].startswith("best: batch_size=64 dropout=0.0, val_accuracy ")
-    assert "overfitting from epoch" in data["verdict"][-2]
-    assert data["verdict"][-1] == "1 configuration left out, with fewer seeds that are ok than the best"
+    assert "overfitting from epoch" in data["verdict"][-1]
+    assert "1 configuration with fewer seeds than the best: compared on those that both have" in data["verdict"]
     assert data["spec"].startswith("name: cats\n")
 
 
@@ -131,7 +131,14 @@ def test_the_winner_is_shown_by_its_validation_images(run: Run, tmp_path: Path):
     assert len(worst) == 24
     assert [image["path"] for image in worst[:2]] == ["dog/29.png", "cat/28.png"]
     assert (worst[0]["label"], worst[0]["predicted"]) == ("dog", "cat")
-    assert [image["probability"] for image in worst] == sorted(image["probability"] for image in worst)
+    assert [image["own"] for image in worst] == sorted(image["own"] for image in worst)
+    assert worst[0]["probability"] == pytest.approx(0.9)  # of the cat that it was taken for, not of the dog
+    figures = data["validation"]["figures"]["columns"]
+    assert (figures["class"], figures["most_taken_for"]) == (["cat", "dog"], ["dog (2)", "cat (2)"])
+    assert figures["recall"] == [13 / 15, 13 / 15]
+    (says,) = data["validation"]["says"]
+    assert "batch_size=64; its answers on 30 validation images" in says
+    assert says.endswith("dog is said above a probability of 0.5, as in training")
     assert base64.b64decode(worst[0]["png"]).startswith(b"\x89PNG")
     assert data["skipped"] == {"count": 1, "first": [{"key": "cat/broken.png", "reason": "cut short"}]}
     assert data["versions"]["keras"] == "3.15.1"
@@ -174,7 +181,7 @@ def test_long_histories_are_thinned_out(tmp_path: Path):
     long = [epoch.model_copy(update={"epoch": i + 1}) for i in range(1000)]
     results = {f"{i}": Result(trial_id=f"{i}", status="ok", epochs=1000, history=long) for i in range(250)}
     table = pq.read_table(tmp_path / "long" / "leaderboard.parquet")
-    run.write_tables(table, build_history(results))
+    run.write_tables({"leaderboard.parquet": table, "history.parquet": build_history(results)})
     curves = gather(run)["curves"]
     assert len(curves) == 250
     assert sum(len(curve["loss"]) for curve in curves.values()) < 101_000

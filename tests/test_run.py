@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.board.table import build_history
-from orchestrator.run.folder import Run
-from orchestrator.run.result import Epoch, Result
+from orchestrator.runs.folder import Run
+from orchestrator.runs.result import Epoch, Result
 from orchestrator.store import open_store
 
 EPOCH = Epoch(epoch=1, loss=0.5, accuracy=0.6, val_loss=0.7, val_accuracy=0.8, train_s=1.0, images_per_s=2.0)
@@ -74,7 +74,7 @@ DAMAGED = {
     "a list": "[]",
     "not UTF-8": b"\xff\xfe",
     "an unknown key": WHOLE[:-1] + ', "extra": 1}',
-    "a later version": WHOLE.replace('"version":2', '"version":3'),
+    "a later version": WHOLE.replace('"version":3', '"version":4'),
     "a number as text": WHOLE.replace('"epochs":2', '"epochs":"2"'),
     "no loss": WHOLE.replace('"loss":0.5', '"loss":null'),
     "an endless loss": WHOLE.replace('"loss":0.5', '"loss":NaN'),
@@ -152,7 +152,7 @@ def test_what_is_damaged_twice_is_kept_twice(run: Run, folder: Path):
 def test_tidying_puts_damaged_tables_aside_and_deletes_what_is_half_written(run: Run, folder: Path):
     """A table cut short or with a wrong byte is moved, a whole one stays, a killed writer's temporary file goes."""
     table = build_history({"abc": result(3)})
-    run.write_tables(table, table)
+    run.write_tables({"leaderboard.parquet": table, "history.parquet": table})
     assert run.tidy() == []
     board = bytearray((folder / "leaderboard.parquet").read_bytes())
     board[board.index(b"abc")] ^= 1
@@ -252,7 +252,7 @@ def test_the_folder_holds_what_its_room_says(run: Run, folder: Path):
     """Every file of a run, by name."""
     table = build_history({"abc": result(1)})
     run.write_plan("name: cats\n", {}, [])
-    run.write_tables(table, table)
+    run.write_tables({"leaderboard.parquet": table, "history.parquet": table})
     run.write_result(result(1))
     run.write_checkpoint("abc", b"")
     run.write_skipped([])

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from orchestrator.board.table import COLUMNS
 from orchestrator.data.backbone import find_networks
 from orchestrator.errors import BadInput
-from orchestrator.plan.describe import as_tree
-from orchestrator.plan.forecast import Counts
-from orchestrator.plan.points import make_plan
+from orchestrator.plans.describe import as_tree
+from orchestrator.plans.forecast import Counts
+from orchestrator.plans.points import make_plan
 from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES
 from orchestrator.spec.code import read_code
 from orchestrator.spec.reading import load_spec, to_yaml, validate
@@ -51,7 +51,7 @@ WRONG = [
         "x",
         "nam is not a known key (did you mean name?); known: name, data, augment, backbone, model, train, grid",
     ),
-    ("data.urk", "x", "data.urk is not a known key (did you mean uri?); known: uri, image_size, resize"),
+    ("data.urk", "x", "data.urk is not a known key (did you mean uri?); known: uri, layout, labels"),
     ("train.early_stopping.patiense", 3, "train.early_stopping.patiense is not a known key (did you mean patience?)"),
     ("resources.max_concurent", 3, "resources.max_concurent is not a known key (did you mean max_concurrent?)"),
     ("a\nb", 3, "'a\\nb' is not a known key"),
@@ -78,7 +78,7 @@ WRONG = [
     (
         "metric",
         "f1",
-        "metric must be one of val_accuracy, val_loss, accuracy, loss, best_val_accuracy, got",
+        "metric must be one of val_accuracy, val_loss, accuracy, loss, val_balanced_accuracy,",
     ),
     ("resources.gpus_per_trial", "two", "resources.gpus_per_trial must be auto or a number of at least 0, got 'two'"),
     ("resources.usd_per_hour", "cheap", "resources.usd_per_hour must be a mapping, got 'cheap'"),
@@ -111,6 +111,9 @@ WRONG = [
         {"epochs": 0, "batch_size": 0},
         "train.batch_size must be a whole number of at least 1, got 0; also wrong: train.epochs",
     ),
+    ("grid", {"dropout": [0, 1.5]}, "grid.dropout[1] must be a number of at most 1, got 1.5"),
+    ("grid", {"l2": ["no"]}, "grid.l2[0] must be a number, got 'no'"),
+    ("points", [{"dropout": -1}], "points[0].dropout must be a number of at least 0, got -1"),
     ("budget", {"max_hours": "1:30"}, "budget.max_hours must be a number, got '1:30'"),
     # axes
     ("grid.batch_size", [5, 10, 0], "grid.batch_size[2] must be a whole number of at least 1, got 0"),
@@ -324,6 +327,13 @@ def trees(draw):
         "train": draw(st.fixed_dictionaries({}, optional={"early_stopping": st.just({"patience": 2}) | st.none()})),
         "resources": {"gpus_per_trial": draw(st.sampled_from(["auto", 0, 0.5, 2]))},
     }
+
+
+@pytest.mark.parametrize("name", ["0E0", "1e5", "010", "1.5", "0x1F", "1_000", "no", "null", "1e"])
+def test_a_name_that_looks_like_a_number_reads_back_as_a_text(name: str):
+    """Whatever YAML 1.1 or 1.2 make of it without quotes."""
+    spec = load_spec(f"{{name: '{name}', data: {{uri: x}}, grid: {{batch_size: [1]}}}}")
+    assert load_spec(to_yaml(spec)).name == name
 
 
 @given(trees())

@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
 from botocore.exceptions import UnauthorizedSSOTokenError
 from obstore.auth.boto3 import Boto3CredentialProvider
+from seaweedfs import PUBLIC
 
 from orchestrator.errors import BadInput
 from orchestrator.store import Changed, Missing, Object, Store, StoreError, one_line, open_store
-from orchestrator.store.bucket import aws_endpoint_and_region
+from orchestrator.store.aws import aws_endpoint_and_region, list_plainly
 from orchestrator.store.hints import explain
 from orchestrator.store.interface import unaddressable
 
@@ -420,12 +422,29 @@ class TestBadInput:
         assert "\n" not in str(caught.value)
         assert caught.value.__suppress_context__
 
-    def test_no_credentials(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Without credentials opening fails at once and names the variables."""
-        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-        with pytest.raises(BadInput, match="there are none: set AWS_PROFILE"):
-            open_store(bucket)
+    def test_no_credentials(self, bucket: str, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without credentials requests go out unsigned: what is public is read, and the rest names the variables."""
+        s3.create_bucket(Bucket=PUBLIC)
+        try:
+            s3.put_object(Bucket=PUBLIC, Key="images/a", Body=b"x")
+            monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+            monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+            public, private = open_store(f"s3://{PUBLIC}/images"), open_store(bucket)
+            public.check()
+            copy = pickle.loads(pickle.dumps(public))
+            assert [each.key for each in copy.list()] == ["a"]
+            plainly = list_plainly(public.uri, PUBLIC, "images/", os.environ["AWS_ENDPOINT_URL"], "us-east-1")
+            assert [each["path"] for each in plainly] == ["images/a"]
+            assert copy.read("a") == b"x"
+            for refused in (private.check, lambda: private.read("a")):
+                with pytest.raises(StoreError, match=r"there are no AWS credentials, so only .* set AWS_PROFILE"):
+                    refused()
+            for store in (public, private):
+                with pytest.raises(BadInput, match="must be a bucket that you may write, and there are no AWS"):
+                    store.check_writable()
+        finally:
+            s3.delete_object(Bucket=PUBLIC, Key="images/a")
+            s3.delete_bucket(Bucket=PUBLIC)
 
     def test_unknown_profile(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """A profile that is not configured is named."""
@@ -515,6 +534,28 @@ class TestFaults:
             open_store(bucket).check()
         assert "hunter2" not in str(caught.value)
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("status", "code", "message", "hint"),
+        [
+            (403, "AccessDenied", "Access Denied", "must be allowed to get it, and to decrypt it"),
+            (403, "InvalidObjectState", "The operation is not valid", "it is archived .*: restore it"),
+            (
+                400,
+                "InvalidRequest",
+                "It was stored using a form of Server Side Encryption",
+                "SSE-C.*: copy it",
+            ),
+            (404, "NoSuchKey", "The specified key does not exist", "there is no such object"),
+        ],
+    )
+    def test_one_object_is_refused(
+        self, bucket: str, answers: list[tuple[int, bytes]], status: int, code: str, message: str, hint: str
+    ) -> None:
+        """Each reason has a cure of its own, which is about that object and not about the bucket."""
+        answers[:] = [(status, fault(code, message))]
+        with pytest.raises(StoreError, match=f"^{bucket}/a: read failed: .*{hint}"):
+            open_store(bucket).read("a")
 
     def test_a_store_without_conditional_writes(self, bucket: str, answers: list[tuple[int, bytes]]) -> None:
         """A store that answers 501 to a conditional write is not asked for another: a look and a plain write do it."""

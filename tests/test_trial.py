@@ -16,13 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.board.table import build_board
 from orchestrator.data.backbone import find_networks
-from orchestrator.data.index import build_index
-from orchestrator.plan.forecast import Counts
-from orchestrator.plan.points import Trial, make_plan
-from orchestrator.run.context import Reporter, WorkerContext
-from orchestrator.run.folder import KeepModels, Run
-from orchestrator.run.result import Epoch, Result
+from orchestrator.data.indexing import build_index
+from orchestrator.driver.state import RunState
+from orchestrator.plans.forecast import Counts
+from orchestrator.plans.points import Trial, make_plan
+from orchestrator.runs.context import Reporter, WorkerContext
+from orchestrator.runs.folder import KeepModels, Run
+from orchestrator.runs.result import Epoch, Result
 from orchestrator.spec.reading import load_spec
 from orchestrator.store import open_store
 
@@ -39,7 +41,7 @@ def work_in(folder: Path, *overrides: str) -> tuple[WorkerContext, tuple[Trial, 
     spec = load_spec(SPEC, overrides)
     images = open_store(spec.data.uri)
     index = build_index(images, spec.data)
-    counts = Counts(int((~index.validation).sum()), int(index.validation.sum()))
+    counts = Counts(int((~index.validates()).sum()), int(index.validates().sum()))
     networks, weights = find_networks(spec)
     plan = make_plan(spec, counts, index.digest, networks)
     run = Run(open_store(str(folder), create=True))
@@ -100,6 +102,18 @@ def train_while_a_checkpoint_is_written(trial: Trial, work: WorkerContext) -> Re
         return run_trial(trial, work, Reporter(epoch=lambda epoch: trained.set() if epoch.epoch == 2 else None))
     finally:
         Run.write_checkpoint = write
+
+
+def train_and_fail(trial: Trial, work: WorkerContext) -> tuple[Result, list[Result]]:
+    """The memory is full after the second epoch; and what it told to have reached."""
+    from orchestrator.train.trial import run_trial
+
+    def fill_memory(epoch: Epoch) -> None:
+        if epoch.epoch == 2:
+            raise MemoryError("full")
+
+    told: list[Result] = []
+    return run_trial(trial, work, Reporter(epoch=fill_memory, reached=told.append)), told
 
 
 def train_resident(trial: Trial, work: WorkerContext) -> Result:
@@ -175,6 +189,31 @@ def test_a_trial_of_one_epoch_is_the_start_of_one_of_three(
     assert alone.history[0].metrics["val_loss"] == undisturbed.history[0].metrics["val_loss"]
 
 
+def test_what_a_trial_reached_stays_when_it_fails(
+    undisturbed: Result, worker: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    """Each time; it has a result of its own, and on the board the figures that it has trained alone."""
+    work, (trial,) = work_in(tmp_path)
+    for _ in range(2):  # the second time it goes on from behind the milestone
+        failed, told = worker.submit(train_and_fail, trial, work).result()
+        assert failed.error == "MemoryError: full"
+        assert {(result.status, result.epochs, *result.digests) for result in told} == {("ok", 1, 1)}
+    reached = work.run.read_results()
+    assert {trial_id: result.epochs for trial_id, result in reached.items()} == {trial.id: 1}
+    plan = make_plan(work.spec, Counts(960, 240), work.index.digest, work.networks)
+    state = RunState(work, plan, {})
+    for result in (*told, failed):
+        state.add(result)
+    assert [leg.epochs for leg in state.left] == [3]
+    ok, lost = state.board.to_pylist()
+    whole = build_board(work.spec, plan, {trial.id: undisturbed}).to_pylist()
+    alone = next(row for row in whole if row["epochs"] == 1)
+    assert (ok["status"], ok["epochs"], lost["status"], lost["error"]) == ("ok", 1, "failed", "MemoryError: full")
+    spent = {"train_s", "images_per_s", "peak_memory_mb", "started_at", "finished_at", "rank"}
+    assert {name: ok[name] for name in ok.keys() - spent} == {name: alone[name] for name in ok.keys() - spent}
+    assert same(worker.submit(train, trial, work).result(), undisturbed)
+
+
 @pytest.mark.slow
 def test_images_on_the_device_are_the_same_images(undisturbed: Result, tmp_path: Path) -> None:
     """What a GPU does in place of tf.data: the same order and changes, but for how another graph rounds."""
@@ -207,11 +246,13 @@ def test_a_killed_trial_goes_on_exactly(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", ["precision=mixed_bfloat16", "precision=mixed_float16", "optimizer=adamw"])
+@pytest.mark.parametrize(
+    "setting", ["precision=mixed_bfloat16", "precision=mixed_float16", "optimizer=adamw", "class_weight=balanced"]
+)
 def test_whatever_it_trains_with_a_killed_trial_goes_on_exactly(
     worker: ProcessPoolExecutor, tmp_path: Path, setting: str
 ) -> None:
-    """Half-size numbers, whose losses are scaled, and an optimizer with other state."""
+    """Half-size numbers, whose losses are scaled, an optimizer with other state, and weights of classes."""
     settings = (f"train.{setting}", "grid.epochs=[2]", "train.checkpoint_every_s=0.001")
     work, (trial,) = work_in(tmp_path / "killed", *settings)
     kill_in_mid_epoch(trial, work, 1)
@@ -250,6 +291,63 @@ def test_a_grid_that_grows_in_epochs_trains_only_the_new_ones(
     assert same(grown, undisturbed)
     assert grown.history[0].train_s == first.history[0].train_s  # taken over, not trained again
     assert sorted(p.name for p in (tmp_path / "trials").iterdir()) == [f"{long.id}-1.json", f"{long.id}-3.json"]
+
+
+def train_legs(trial: Trial, work: WorkerContext, ends: tuple[int, ...]) -> tuple[list[Result], int]:
+    """One leg after the other in one worker; and how many went on in the model of the one before."""
+    from orchestrator.train import trial as trials
+
+    warm, take = [], trials.take_warm
+
+    def note(*args: object) -> object:
+        warm.append(take(*args))
+        return warm[-1]
+
+    trials.take_warm = note
+    try:
+        return [trials.run_trial(trial.leg(end), work) for end in ends], sum(found is not None for found in warm)
+    finally:
+        trials.take_warm = take
+
+
+def test_legs_are_one_trial(undisturbed: Result, worker: ProcessPoolExecutor, tmp_path: Path) -> None:
+    """Up to a rung and on from there, in the worker that has its model and in another: the same to the bit."""
+    work, (trial,) = work_in(tmp_path / "one")
+    legs, warm = worker.submit(train_legs, trial, work, (1, 2, 3)).result()
+    assert [(leg.epochs, len(leg.history)) for leg in legs] == [(1, 1), (2, 2), (3, 3)]
+    assert warm == 2
+    assert same(legs[-1], undisturbed)
+    work, (trial,) = work_in(tmp_path / "two")
+    worker.submit(train_legs, trial, work, (2,)).result()
+    with new_worker() as pool:
+        (last,), warm = pool.submit(train_legs, trial, work, (3,)).result()
+    assert warm == 0
+    assert same(last, undisturbed)
+
+
+def test_a_leg_whose_result_is_lost_is_read_off_a_later_checkpoint(
+    undisturbed: Result, worker: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    """Nothing is trained again, and the checkpoint stays."""
+    work, (trial,) = work_in(tmp_path)
+    worker.submit(train, trial, work).result()
+    before = work.run.read_checkpoint(trial.id)
+    for file in (tmp_path / "trials").iterdir():
+        file.unlink()
+    again = worker.submit(train, trial.leg(2), work).result()
+    whole = worker.submit(train, trial, work).result()
+    assert [epoch.train_s for epoch in again.history] == [epoch.train_s for epoch in whole.history[:2]]
+    assert again.digests == {1: undisturbed.digests[1]}
+    assert work.run.read_checkpoint(trial.id) == before
+
+
+def test_a_result_says_which_images_were_right(undisturbed: Result) -> None:
+    """At each milestone, as many of them as the accuracy says; in how many epochs of the last fifth."""
+    assert set(undisturbed.right) == {1, 3}
+    for epoch, right in undisturbed.right.items():
+        assert (right.epoch, right.window) == (epoch, 1)
+        counts = np.frombuffer(right.unpacked(), np.uint8)
+        assert counts.mean() == pytest.approx(undisturbed.history[epoch - 1].metrics["val_accuracy"])
 
 
 @pytest.mark.parametrize(
@@ -307,7 +405,8 @@ def test_another_models_checkpoint_is_not_taken(
 
 def test_a_trial_that_raises_is_a_failed_result(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
     """One line of why, nothing written, and the worker goes on."""
-    work, (trial,) = work_in(tmp_path, "grid.dropout=[7.0]")
+    work, (trial,) = work_in(tmp_path)
+    trial = replace(trial, values={**trial.values, "dropout": 7.0})
     result = worker.submit(train, trial, work).result()
     assert result.status == "failed"
     assert "\n" not in result.error
@@ -437,7 +536,8 @@ def same(result: Result, expected: Result) -> bool:
 
     def essence(r: Result) -> str:
         measured = {"train_s", "images_per_s", "validate_s"}
-        return json.dumps([r.status, r.digests, [e.model_dump(exclude=measured) for e in r.history]])
+        right = {epoch: found.counts for epoch, found in r.right.items() if epoch in expected.right}
+        return json.dumps([r.status, r.digests, right, [e.model_dump(exclude=measured) for e in r.history]])
 
     assert result.status == "ok", result.error
     assert essence(result) == essence(expected)
@@ -469,14 +569,31 @@ def test_a_loss_is_the_cross_entropy_alone(worker: ProcessPoolExecutor, tmp_path
 def train_with_a_new_metric(trial: Trial, work: WorkerContext) -> Result:
     from orchestrator.metrics import METRICS, Metric
 
-    def recall(labels: np.ndarray, probabilities: np.ndarray) -> float:
-        return float((probabilities[labels == 1].argmax(axis=1) == 1).mean())
-
-    METRICS["val_recall"] = Metric("val_recall", "higher", "predictions", compute=recall)
+    METRICS["val_sure"] = Metric("val_sure", "higher", "predictions", compute=lambda found: found.probabilities.max())
     try:
         return train(trial, work)
     finally:
-        del METRICS["val_recall"]
+        del METRICS["val_sure"]
+
+
+def train_with_an_older_checkpoint(trial: Trial, work: WorkerContext) -> tuple[Result, list[str]]:
+    """One that holds two epochs without val_f1, as an older version left it."""
+    from orchestrator.train.checkpoint import Checkpoint
+
+    train(trial.leg(2), work)
+    saved = Checkpoint.from_bytes(work.run.read_checkpoint(trial.id))
+    for epoch in saved.state.history:
+        del epoch.metrics["val_f1"]
+    work.run.write_checkpoint(trial.id, saved.to_bytes())
+    return train_and_listen(trial, work)
+
+
+def test_a_metric_ranks_whole_histories(undisturbed: Result, worker: ProcessPoolExecutor, tmp_path: Path) -> None:
+    """A trial that an older version began starts anew where its first epochs do not have what ranks it."""
+    work, (trial,) = work_in(tmp_path, "metric=val_f1")
+    result, said = worker.submit(train_with_an_older_checkpoint, trial, work).result()
+    assert same(result, undisturbed)
+    assert [line.rpartition(": ")[2] for line in said] == ["an older version wrote it, which did not record val_f1"]
 
 
 def test_a_new_metric_is_one_row_and_one_function(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
@@ -484,4 +601,4 @@ def test_a_new_metric_is_one_row_and_one_function(worker: ProcessPoolExecutor, t
     work, (trial,) = work_in(tmp_path, "grid.epochs=[2]")
     result = worker.submit(train_with_a_new_metric, trial, work).result()
     assert result.status == "ok", result.error
-    assert all(0 < epoch.figures["val_recall"] <= 1 for epoch in result.history)
+    assert all(0.5 < epoch.figures["val_sure"] <= 1 for epoch in result.history)

@@ -1,16 +1,25 @@
 """winner: which models stay in the run folder, which go, and which must be trained again."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.board.table import build_board
-from orchestrator.plan.forecast import Counts
-from orchestrator.plan.points import Plan, Point, Trial, make_plan
-from orchestrator.run.folder import KeepModels, Run
-from orchestrator.run.result import Epoch, Exported, Result
-from orchestrator.run.winner import delete_beaten, leading_point, place_models, trained_points
+from orchestrator.driver.state import RunState
+from orchestrator.plans.forecast import Counts
+from orchestrator.plans.points import Plan, Point, Trial, make_plan
+from orchestrator.runs.checkpoints import KeepCheckpoints, checkpoint_sizes
+from orchestrator.runs.context import WorkerContext
+from orchestrator.runs.folder import KeepModels, Run
+from orchestrator.runs.lease import Lease
+from orchestrator.runs.result import Epoch, Exported, Result
+from orchestrator.runs.winner import delete_beaten, leading_point, place_models, trained_points
 from orchestrator.spec.code import Code
 from orchestrator.spec.networks import Networks
 from orchestrator.spec.reading import load_spec
@@ -33,8 +42,8 @@ def result(trial: Trial, *accuracies: float, val_loss: float = 1.0) -> Result:
     return Result(trial_id=trial.id, status="ok", epochs=len(accuracies), history=history)
 
 
-def put(run: Run, name: str, point: Point, epoch: int) -> None:
-    """A model of that point's trial, as after `epoch`; its file says so."""
+def put(run: Run, name: str, point: Point, epoch: int, validation: bytes = b"", **more: object) -> None:
+    """A model of that point's trial, as after `epoch`; its file says so. more: facts of it."""
     facts = Exported(
         classes=["a", "b"],
         image_size=(8, 8),
@@ -52,8 +61,8 @@ def put(run: Run, name: str, point: Point, epoch: int) -> None:
         index_digest="i",
         spec={},
         versions={},
-    )
-    run.write_model(name, f"{point.trial_id} {epoch}".encode(), b"", facts)
+    ).model_copy(update=more)
+    run.write_model(name, f"{point.trial_id} {epoch}".encode(), validation, facts)
 
 
 @pytest.fixture
@@ -66,7 +75,7 @@ def point(plan: Plan, batch_size: int, epochs: int) -> Point:
 
 
 def first(spec: Spec, plan: Plan, results: Mapping[str, Result]) -> Point | None:
-    return leading_point(plan, build_board(plan, results, set(), spec.metric, spec.train.early_stopping))
+    return leading_point(plan, build_board(spec, plan, results))
 
 
 def place(
@@ -145,6 +154,28 @@ def test_all_needs_every_point_and_takes_what_is_there(run: Run) -> None:
     assert set(run.list_models()) == {"best", *(p.id for p in plan.points)}
 
 
+def test_another_metric_chooses_the_threshold_anew(run: Run) -> None:
+    """From the predictions that lie beside the model; where they cannot be read, it is one half, as before."""
+    sink = pa.BufferOutputStream()
+    labels, second = ["a"] * 50 + ["b"] * 50, [0.1] * 50 + [0.4] * 50
+    pq.write_table(pa.table({"label": labels, "probabilities": [[1 - p, p] for p in second]}), sink)
+    for validation, threshold in ((sink.getvalue().to_pybytes(), 0.25), (b"", None)):
+        for metric, before, after in (("val_accuracy", "val_loss", threshold), ("val_loss", "val_accuracy", None)):
+            spec, plan = planned("grid={batch_size: [5], epochs: [2]}", f"metric={metric}")
+            results = {trial.id: result(trial, 0.5, 0.6) for trial in plan.trials}
+            put(run, "best", plan.points[0], 2, validation, metric=before, threshold=0.7)
+            assert place(run, spec, plan, results) == ()
+            best = run.read_model("best")
+            assert (best.metric, best.threshold, best.threshold_chosen is not None) == (
+                metric,
+                after,
+                after is not None,
+            )
+    put(run, "best", plan.points[0], 2, metric="val_loss", threshold=0.7)
+    assert place(run, spec, plan, results) == ()
+    assert run.read_model("best").threshold == 0.7  # the same metric: it stays
+
+
 def test_points_with_the_same_weights_share_a_model(run: Run) -> None:
     """Early stopping ended both after the same epoch: whichever stands first on the board, its model is there."""
     spec, plan = planned("grid={epochs: [20, 10]}", "train.early_stopping={patience: 1}")
@@ -186,3 +217,38 @@ def test_without_a_result_or_without_models_nothing_happens(run: Run) -> None:
     results = {trial.id: result(trial, 0.5, 0.6) for trial in plan.trials}
     assert place(run, spec, plan, results, KeepModels.none) == ()
     assert run.list_models() == []
+
+
+@pytest.mark.parametrize(
+    ("keep", "while_it_trains", "interrupted", "over"),
+    [("all", "abc", "abc", "abc"), ("best", "ac", "ac", "a"), ("none", "ac", "ac", "")],
+)
+def test_checkpoints_stay_as_they_are_kept(
+    tmp_path: Path, keep: str, while_it_trains: str, interrupted: str, over: str
+):
+    """That of a trial that goes on in any case, and the leader's until its model is there; others' are not ours."""
+    spec, plan = planned("grid.batch_size=[5, 10, 20]")
+    run = Run(open_store(str(tmp_path), create=True))
+    names = dict(zip("abc", (trial.id for trial in plan.trials), strict=True)) | {"other": "0123456789ab"}
+    for trial_id in names.values():
+        run.write_checkpoint(trial_id, b"state")
+    context = WorkerContext(spec, None, run.store, run)  # type: ignore[arg-type]
+    context = replace(context, index=SimpleNamespace(classes=("a", "b"), labels=np.arange(2), judged=np.ones(2, bool)))
+    a, b, c = plan.trials
+    state = RunState(context, plan, {a.id: result(a, 0.9, 0.9), b.id: result(b, 0.5, 0.5)}, KeepCheckpoints(keep))
+
+    def left() -> str:
+        found = checkpoint_sizes(run)
+        assert found.pop(names["other"]) == 5
+        return "".join(name for name in "abc" if names[name] in found)
+
+    with Lease(run.store, lambda: None, False, lambda line: None) as state.lease:
+        state.running.add(c.id)
+        state.write_if_due(print)
+        assert left() == while_it_trains
+        state.running.clear()
+        state.drop_checkpoints(last=True)
+        assert left() == interrupted
+        state.add(result(c, 0.4, 0.4))
+        state.drop_checkpoints(last=True)
+        assert left() == over

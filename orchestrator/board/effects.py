@@ -10,6 +10,7 @@ import numpy as np
 
 from orchestrator.board.estimates import Configuration
 
+_TIE = 1e-9
 _MOST_LEVELS = 200  # in a grid with holes, axes of more values are left out
 
 
@@ -25,10 +26,14 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What one axis does. share: of the variance between configurations, 0 to 1."""
+    """What one axis does. share: of the variance between configurations, 0 to 1.
+
+    by_chance: what that share is on average where no axis does anything: (values - 1) / (configurations - 1).
+    """
 
     axis: str
     share: float
+    by_chance: float
     levels: tuple[Level, ...]
 
 
@@ -39,6 +44,7 @@ class Effects:
     Attributes:
         pairs: Pair of axes -> share that belongs to the two only together; empty unless exact.
         rest: Share that no axis explains by itself: pairs, higher interactions, and chance.
+        tie: All configurations have the same score, so there is no variance to share out.
         exact: The configurations are a full grid, and this is its functional analysis of variance. Otherwise, the means
             come from an additive least-squares model, and a share is the covariance of the axis' part with the metric.
     """
@@ -46,6 +52,7 @@ class Effects:
     axes: tuple[Effect, ...]
     pairs: Mapping[tuple[str, str], float]
     rest: float
+    tie: bool
     exact: bool
 
 
@@ -66,6 +73,8 @@ def main_effects(ranked: Sequence[Configuration], axes: Sequence[str]) -> Effect
     codes = {axis: np.array([numbers[axis][each.values[axis]] for each in ranked]) for axis in varied}
     centred = score - score.mean()
     total = float(centred @ centred)
+    if total <= len(score) * _TIE**2:  # a sum of equal figures may differ in its last digit
+        total, centred = 0.0, np.zeros_like(centred)
     axis_effects, share = [], {}
     for axis, part in zip(varied, _additive([codes[axis] for axis in varied], centred, exact), strict=True):
         code = codes[axis]
@@ -77,6 +86,7 @@ def main_effects(ranked: Sequence[Configuration], axes: Sequence[str]) -> Effect
             Effect(
                 axis,
                 share[axis],
+                (len(levels[axis]) - 1) / (len(ranked) - 1),
                 tuple(
                     Level(
                         value,
@@ -94,7 +104,8 @@ def main_effects(ranked: Sequence[Configuration], axes: Sequence[str]) -> Effect
         means = np.bincount(both, centred) / np.bincount(both)
         pairs[a, b] = max(0.0, _share(float(means[both] @ centred), total) - share[a] - share[b])
     axis_effects.sort(key=lambda effect: -effect.share)
-    return Effects(tuple(axis_effects), pairs, max(0.0, 1.0 - sum(share.values())) if total else 0.0, exact)
+    rest = max(0.0, 1.0 - sum(share.values())) if total else 0.0
+    return Effects(tuple(axis_effects), pairs, rest, not total, exact)
 
 
 def _additive(codes: Sequence[np.ndarray], centred: np.ndarray, exact: bool) -> list[np.ndarray]:
@@ -124,8 +135,14 @@ def _ordered(values: Sequence[Any]) -> list[Any]:
     return sorted(once) if all(isinstance(value, int | float) for value in once) else once
 
 
-def describe_effects(found: Effects) -> str:
-    """A sentence on the shares: what no axis explains, and whether they are exact."""
+def describe_effects(found: Effects, epochs: int | None = None) -> str:
+    """A sentence on the shares: what no axis explains, and whether they are exact.
+
+    epochs: after how many they were taken, where a race has stopped some points then.
+    """
+    when = f"after {epochs} epochs, as far as the stopped points went; " if epochs else ""
+    if found.tie:
+        return f"{when}all configurations score the same: no axis explains anything"
     pair, share = max(found.pairs.items(), key=lambda each: each[1], default=((), 0.0))
     together = f", most of it to {' with '.join(pair)} ({share:.0%})" if share >= 0.005 else ""
     how = (
@@ -134,4 +151,6 @@ def describe_effects(found: Effects) -> str:
         else "approximate: the configurations are no full grid, so means and shares are those of a least-squares fit"
     )
     rest = f"{found.rest:.0%} belongs to no single axis{together}"
-    return f"shares are of the variance between configurations; {rest}; {how}"
+    chance = ", ".join(f"{each.axis} {each.by_chance:.0%}" for each in found.axes)
+    luck = f"where no axis did anything, shares would be about {chance}, by chance"
+    return f"{when}shares are of the variance between configurations; {luck}; {rest}; {how}"

@@ -1,8 +1,6 @@
-"""Estimates: seeds -> means, intervals and paired differences. Pure.
+"""Estimates: seeds -> means and their intervals. Pure.
 
-Points that differ only in their seed are one configuration. Intervals are 95% intervals of Student's t. Two
-configurations are compared on the seeds that both were trained with. Each pair is compared on its own: there is no
-correction for the number of comparisons.
+Points that differ only in seed and fold are one configuration. Intervals are 95%: Student's t, or Wilson's for shares.
 """
 
 import math
@@ -10,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from orchestrator.metrics import METRICS
 from orchestrator.words import label
 
-_SIGN_TEST = 6  # by chance, six differences have one sign with a probability of 2^-5, under 5%
+Draw = tuple[int, int]  # seed and fold
+Z = 1.959963984540054  # the normal distribution has 95% within this many standard deviations
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,40 +37,61 @@ class Configuration:
     """One combination of axis values, with its points of all seeds; only points that are ok count.
 
     Attributes:
-        scores: Seed -> the metric.
+        scores: Draw -> what its point is ranked by: a mean of the metric over its last epochs.
+        figures: Draw -> the metric of the epoch whose weights are the model.
+        right: Draw -> (validation images,) float32, in what part of these epochs each was right; empty where the run
+            folder does not hold it, or the metric is not val_accuracy.
         trial_ids: The trials of its points.
         epochs: The most epochs that any of its points trained for.
         train_s: Mean worker time of one point, in seconds; None where the board holds none.
     """
 
     values: Mapping[str, Any]
-    scores: Mapping[int, float]
+    scores: Mapping[Draw, float]
     score: Estimate
+    figures: Mapping[Draw, float]
+    right: Mapping[Draw, np.ndarray]
     trial_ids: tuple[str, ...]
     epochs: int
     train_s: float | None
 
     @property
+    def draws(self) -> str:
+        """What its scores differ in: seeds or folds."""
+        return "folds" if len({fold for _, fold in self.scores}) > 1 else "seeds"
+
+    @property
     def label(self) -> str:
-        return label(self.values, 0)
+        return label(self.values)
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean, standard deviation and 95% interval of at least one value."""
+def estimate(values: Sequence[float], folds: int = 1) -> Estimate:
+    """Mean, standard deviation and 95% interval of at least one value.
+
+    folds: how many of the values' images overlap in training: see `overlap`.
+    """
     count = len(values)
     mean = math.fsum(values) / count
     if count == 1:
         return Estimate(mean, None, None, 1)
     std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    return Estimate(mean, std, t_quantile(count - 1) * std / math.sqrt(count), count)
+    return Estimate(mean, std, t_quantile(count - 1) * std * math.sqrt(1 / count + overlap(folds)), count)
 
 
-def t_quantile(freedom: int) -> float:
-    """The t for which 95% of Student's t lies within -t and t. freedom: degrees of freedom, at least 1."""
+def overlap(folds: int) -> float:
+    """What is added to 1 / folds in the variance of a mean over folds, as any two of them train on shared images.
+
+    Nadeau and Bengio, 2003, Inference for the generalization error.
+    """
+    return 1 / (folds - 1) if folds > 1 else 0.0
+
+
+def t_quantile(freedom: int, part: float = 0.95) -> float:
+    """The t for which this part of Student's t lies within -t and t. freedom: degrees of freedom, at least 1."""
     low, high = 0.0, math.pi / 2  # bounds of atan(t / sqrt(freedom)), by which the distribution is a finite sum
     while high - low > 1e-15:
         middle = (low + high) / 2
-        low, high = (middle, high) if _t_within(middle, freedom) < 0.95 else (low, middle)
+        low, high = (middle, high) if _t_within(middle, freedom) < part else (low, middle)
     return math.sqrt(freedom) * math.tan(high)
 
 
@@ -83,20 +105,41 @@ def _t_within(angle: float, freedom: int) -> float:
     return (angle + math.sin(angle) * total) * 2 / math.pi if odd else math.sin(angle) * total
 
 
-def configurations(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metric: str) -> tuple[Configuration, ...]:
-    """Fold the board's rows over the seeds: most seeds first, and for as many seeds the best mean first."""
+def wilson(right: float, count: float) -> tuple[float, float]:
+    """Ends of the 95% interval (Wilson's) of a share, where `right` of `count` are; (0, 1) where there are none."""
+    if not count:
+        return 0.0, 1.0
+    share, square = right / count, Z**2 / count
+    middle, half = share + square / 2, Z * math.sqrt(share * (1 - share) / count + square / count / 4)
+    return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
+
+
+def configurations(
+    rows: Sequence[Mapping[str, Any]],
+    axes: Sequence[str],
+    metric: str,
+    right: Mapping[str, np.ndarray] | None = None,
+) -> tuple[Configuration, ...]:
+    """Fold the board's rows over the seeds: most seeds first, and for as many seeds the best mean first.
+
+    right: point id -> Configuration.right of its seed. Boards without a score are ranked by the metric.
+    """
+    known = right or {}
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["status"] == "ok" and row[metric] is not None:
             groups.setdefault(tuple(row[axis] for axis in axes), []).append(row)
     folded = []
     for values, points in groups.items():
+        scores = {draw_of(point): _score(point, metric) for point in points}
         times = [point["train_s"] for point in points if point["train_s"] is not None]
         folded.append(
             Configuration(
                 values=dict(zip(axes, values, strict=True)),
-                scores={point["seed"]: point[metric] for point in points},
-                score=estimate([point[metric] for point in points]),
+                scores=scores,
+                score=estimate(list(scores.values()), len({fold for _, fold in scores})),
+                figures={draw_of(point): point[metric] for point in points},
+                right={draw_of(p): known[p["point_id"]] for p in points if known and p["point_id"] in known},
                 trial_ids=tuple(point["trial_id"] for point in points),
                 epochs=int(max(point["epochs_trained"] or 0 for point in points)),
                 train_s=math.fsum(times) / len(times) if times else None,
@@ -106,24 +149,14 @@ def configurations(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], metri
     return tuple(sorted(folded, key=lambda each: (-each.score.count, -sign * each.score.mean)))
 
 
-def lead(a: Configuration, b: Configuration, metric: str) -> Estimate | None:
-    """How far `a` is ahead of `b` on the seeds that both have; positive if `a` is better, None for fewer than two."""
-    sign = METRICS[metric].sign
-    seeds = a.scores.keys() & b.scores.keys()
-    return estimate([sign * (a.scores[seed] - b.scores[seed]) for seed in sorted(seeds)]) if len(seeds) > 1 else None
+def draw_of(row: Mapping[str, Any]) -> Draw:
+    """Seed and fold of a row; fold 0 where there are none."""
+    return row["seed"], row.get("fold") or 0
 
 
-def is_apart(difference: Estimate) -> bool:
-    """Whether a lead is more than chance: its interval lies above 0.
-
-    If all differences are equal, their interval has no width, however few they are (accuracy moves in steps of one
-    image). Then the sign test decides, which needs six.
-    """
-    if difference.std is None or difference.half_width is None:
-        return False
-    if difference.std <= 1e-9 * abs(difference.mean):
-        return difference.mean > 0 and difference.count >= _SIGN_TEST
-    return difference.mean > difference.half_width
+def _score(row: Mapping[str, Any], metric: str) -> float:
+    found = row.get("score")
+    return float(row[metric] if found is None else found)
 
 
 def spread(value: Estimate) -> str:

@@ -1,23 +1,25 @@
-"""Table: plan and results -> the ranked table of points, and the history. Pure."""
+"""Table: plan and results -> the ranked table of points, the history, and what points had right. Pure."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 
 from orchestrator.metrics import METRICS, recorded, shown
-from orchestrator.plan.forecast import price
-from orchestrator.plan.points import Plan, Point
-from orchestrator.run.result import Result, best_epoch, read_off
-from orchestrator.spec.sections import EarlyStopping, Resources
+from orchestrator.plans.forecast import price
+from orchestrator.plans.points import Plan, Point
+from orchestrator.runs.result import Result, best_epoch, ranked_by, read_off, restores_best, score, what_ranks
+from orchestrator.spec.sections import Spec
+from orchestrator.words import plain
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _TIME = pa.timestamp("s", tz="UTC")
 _BEFORE = {"rank": pa.int32(), "point_id": pa.string(), "trial_id": pa.string(), "status": pa.string()}
 _AFTER = {
     "seed": pa.int64(),
+    "score": pa.float64(),
     **{name: pa.float64() for name in shown("board") if not METRICS[name].best_of},
     "best_epoch": pa.int32(),
     **{name: pa.float64() for name in shown("board") if METRICS[name].best_of},
@@ -30,50 +32,86 @@ _AFTER = {
     "device": pa.string(),
     "node": pa.string(),
     "error": pa.string(),
+    "stopped_because": pa.string(),
     "started_at": _TIME,
     "finished_at": _TIME,
 }
 COLUMNS = (*_BEFORE, *_AFTER)
+_FOLDS = {"seed": pa.int64(), "fold": pa.int32()}  # where the images are split in folds
 
 
 def build_board(
+    spec: Spec,
     plan: Plan,
     results: Mapping[str, Result],
-    running: set[str],
-    metric: str,
-    stopping: EarlyStopping | None = None,
-    resources: Resources | None = None,
+    running: Collection[str] = (),
+    stopped: Mapping[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> pa.Table:
-    """One row per point: those that are ok, best `metric` first, then failed, running and pending ones.
+    """One row per point: those that are ok, best score first, then stopped, failed, running and pending ones.
 
-    results: trial id -> result, ok or failed. running: ids of running trials. resources: what a node costs.
+    With folds, those of a configuration stand together, and the configuration with the best mean comes first.
+
+    score: the mean of the metric over the last fifth of a point's epochs; see run/result.py. The metric itself is that
+    of the epoch whose weights are the point's model. best_epoch: the one that early stopping restores, or else the one
+    with the best value of the metric.
+    results: trial id -> result, ok or failed. running: ids of running trials. stopped: trial id -> why a race gives it
+    no more epochs. about: what else `facts` says of the board: see there.
     """
+    why = stopped or {}
     rows = [
-        _row(point, results.get(point.trial_id), point.trial_id in running, stopping, resources or Resources())
+        _row(spec, point, results.get(point.trial_id), point.trial_id in running, why.get(point.trial_id))
         for point in plan.points
     ]
-    return ranked(rows, plan.axes, metric)
+    return ranked(rows, plan.axes, spec.metric, about)
 
 
-def ranked(rows: list[dict[str, Any]], axes: Sequence[str], metric: str) -> pa.Table:
+def ranked(
+    rows: list[dict[str, Any]], axes: Sequence[str], metric: str, about: Mapping[str, Any] | None = None
+) -> pa.Table:
     sign = METRICS[metric].sign
-    order = {"ok": 0, "failed": 1, "running": 2, "pending": 3}
+    order = {"ok": 0, "stopped": 1, "failed": 2, "running": 3, "pending": 4}
 
-    def place(row: dict[str, Any]) -> tuple[int, bool, float, int]:
+    def place(row: dict[str, Any]) -> tuple[Any, ...]:
         """Of equals, the one that took fewer epochs comes first, as in result.merit."""
-        value = row.get(metric)
-        return order[row["status"]], value is None, -sign * (value or 0.0), row.get("epochs_trained") or 0
+        value = row.get("score")
+        own = order[row["status"]], value is None, -sign * (value or 0.0), row.get("epochs_trained") or 0
+        return own if row.get("fold") is None else (own[0], *mean[_values(row, axes)], row["seed"], row["fold"])
 
+    mean = _by_fold(rows, axes, sign)
     rows.sort(key=place)
     for i, row in enumerate(rows):
         row["rank"] = i + 1 if row["status"] == "ok" else None
     types = {name: _type([row[name] for row in rows]) for name in axes}
-    return pa.Table.from_pylist(rows, schema=schema({**_BEFORE, **types, **_AFTER}, axes, metric))
+    types |= _FOLDS if any(row.get("fold") is not None for row in rows) else {}
+    return pa.Table.from_pylist(rows, schema=schema({**_BEFORE, **types, **_AFTER}, axes, metric, about))
 
 
-def schema(fields: Mapping[str, pa.DataType], axes: Sequence[str], metric: str) -> pa.Schema:
-    about = {"schema_version": SCHEMA_VERSION, "axes": list(axes), "metric": metric}
-    return pa.schema(fields, metadata={"orchestrator": json.dumps(about)})
+def _values(row: Mapping[str, Any], axes: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in axes)
+
+
+def _by_fold(
+    rows: Sequence[Mapping[str, Any]], axes: Sequence[str], sign: int
+) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    """Values of a configuration -> its place: folds judge other images, so only their means compare.
+
+    First those with most folds, and of these the one with the best mean.
+    """
+    scores: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        own = scores.setdefault(_values(row, axes), [])
+        if row["status"] == "ok" and row.get("score") is not None:
+            own.append(row["score"])
+    best = {values: (-len(own), -sign * sum(own) / max(1, len(own))) for values, own in scores.items()}
+    return {values: (*place, number) for number, (values, place) in enumerate(best.items())}
+
+
+def schema(
+    fields: Mapping[str, pa.DataType], axes: Sequence[str], metric: str, about: Mapping[str, Any] | None = None
+) -> pa.Schema:
+    known = {"schema_version": SCHEMA_VERSION, "axes": list(axes), "metric": metric, **(about or {})}
+    return pa.schema(fields, metadata={"orchestrator": json.dumps(known)})
 
 
 def build_history(results: Mapping[str, Result]) -> pa.Table:
@@ -93,46 +131,75 @@ def build_history(results: Mapping[str, Result]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def _row(
-    point: Point, result: Result | None, running: bool, stopping: EarlyStopping | None, resources: Resources
-) -> dict[str, Any]:
+def build_predictions(spec: Spec, plan: Plan, results: Mapping[str, Result]) -> pa.Table:
+    """One row per point that is ok: `right`, a byte for each validation image, in how many epochs of `window` it was.
+
+    The window is the one that the score is the mean of. Points whose results do not hold it have no row.
+    """
+    rows = []
+    for point in plan.points:
+        result = results.get(point.trial_id)
+        if result is None or not result.covers(point.epochs):
+            continue
+        if right := what_ranks(result, point.epochs, restores_best(spec.train), spec.metric):
+            rows.append({"point_id": point.id, "window": right.window, "right": right.unpacked()})
+    fields = {"point_id": pa.string(), "window": pa.int32(), "right": pa.binary()}
+    return pa.Table.from_pylist(rows, schema=pa.schema(fields))
+
+
+def _row(spec: Spec, point: Point, result: Result | None, running: bool, stopped: str | None) -> dict[str, Any]:
+    if result and result.covers(point.epochs):
+        status = "ok"
+    elif running:
+        status = "running"
+    elif result and result.status == "failed":
+        status = "failed"
+    else:
+        status = "stopped" if stopped else "pending"
     row: dict[str, Any] = {
         "point_id": point.id,
         "trial_id": point.trial_id,
         "seed": point.seed,
-        "status": "running" if running else "pending" if result is None else result.status,
+        "fold": point.fold if spec.data.folds else None,
+        "status": status,
         **{name: plain(value) for name, value in point.values.items()},
     }
-    if result is None or running:
+    if status == "stopped":
+        row["stopped_because"] = stopped
+    if result is None or status in ("running", "pending"):
         return row
-    if result.status == "ok" and result.epochs < point.epochs:  # trained for fewer epochs than this point now asks for
-        return row | {"status": "pending"}
-    row |= {name: getattr(result, name) for name in ("steps_per_epoch", "peak_memory_mb", "device", "node", "error")}
+    figures = _figures(spec, point, result)
+    return row | (figures if status != "ok" else {**figures, "error": None})
+
+
+def _figures(spec: Spec, point: Point, result: Result) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        name: getattr(result, name) for name in ("steps_per_epoch", "peak_memory_mb", "device", "node", "error")
+    }
     row |= {
         name: datetime.fromisoformat(text) if (text := getattr(result, name)) else None
         for name in ("started_at", "finished_at")
     }
     history = result.history[: point.epochs]
-    if not history or result.status != "ok":
+    if not history or (result.status == "failed" and not result.covers(point.epochs)):
         return row
-    read = read_off(history, bool(stopping and stopping.restore_best))
+    restores, metric = restores_best(spec.train), METRICS[spec.metric]
+    read = read_off(history, restores)
+    best = ranked_by(history, restores, spec.metric) if restores else best_epoch(history, metric.recorded)
     train_s = sum(epoch.train_s for epoch in history)
     worker_s = train_s + sum(epoch.validate_s for epoch in history)
-    usd = price(resources, result.node_type)
-    for metric in map(METRICS.__getitem__, shown("board")):
-        epoch = best_epoch(history, metric.best_of) if metric.best_of else read
-        row[metric.name] = epoch.metrics.get(metric.recorded)
+    usd = price(spec.resources, result.node_type)
+    for each in map(METRICS.__getitem__, shown("board")):
+        epoch = best_epoch(history, each.best_of) if each.best_of else read
+        row[each.name] = epoch.metrics.get(each.recorded)
     return row | {
-        "best_epoch": best_epoch(history, "val_accuracy").epoch,
+        "score": score(history, restores, spec.metric),
+        "best_epoch": best.epoch,
         "epochs_trained": len(history),
         "train_s": train_s,
         "images_per_s": sum(epoch.images_per_s * epoch.train_s for epoch in history) / train_s if train_s else None,
         "cost_usd": None if usd is None else worker_s / 3600 * usd * (result.node_share or 1.0),
     }
-
-
-def plain(value: Any) -> Any:
-    return "x".join(map(str, value)) if isinstance(value, tuple | list) else value
 
 
 def _type(values: Sequence[Any]) -> pa.DataType:
@@ -145,8 +212,12 @@ def _type(values: Sequence[Any]) -> pa.DataType:
 
 
 def facts(board: pa.Table) -> dict[str, Any]:
-    """schema_version, axes and metric: from the metadata, or from the columns if another tool wrote the table."""
+    """schema_version, axes and metric: from the metadata, or from the columns if another tool wrote the table.
+
+    Also `classes`, name of each class -> its validation images; older boards lack it.
+    Of a race also `race`, what it has to say; `looks`, how many times it may compare contenders; and `first_seed`.
+    """
     if text := (board.schema.metadata or {}).get(b"orchestrator"):
         return json.loads(text)
-    axes = [name for name in board.column_names if name not in COLUMNS]
+    axes = [name for name in board.column_names if name not in (*COLUMNS, *_FOLDS)]
     return {"schema_version": SCHEMA_VERSION, "axes": axes, "metric": "val_accuracy"}

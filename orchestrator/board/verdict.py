@@ -1,14 +1,17 @@
 """Verdict: which configuration is best, how sure that is, and whether it overfits. Pure."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.board.estimates import Configuration, Estimate, is_apart, lead, spread
-from orchestrator.metrics import METRICS, Metric, recorded
-from orchestrator.words import clock, plural
+from orchestrator.board.chance import beats_always, has_learned, is_accuracy, knows_by_heart, of_one_answer
+from orchestrator.board.comparison import Comparison, compare
+from orchestrator.board.estimates import Configuration, Draw
+from orchestrator.metrics import METRICS, recorded
+
+_CHEAPER = 0.9  # of the time that the best takes; less is no difference to speak of
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,49 +33,98 @@ class Verdict:
     """Which configuration is best, and which others may be as good.
 
     Attributes:
-        runner_up: The next with as many seeds; None where there is none.
-        lead: How far the best is ahead of it on the same seeds; None with fewer than two such seeds.
-        ties: The others whose distance from the best may be chance, in the order of their ranks.
-        cheapest: The tied one that took the least time to train; None if none took less than the best.
+        ranked: All configurations, best first.
+        comparison: Each of them beside the best.
+        cheapest: The one that took the least time to train, of those whose distance from the best is below its standard
+            error; None if none took less than the best.
+        unchosen: What the configuration that the other seeds choose reaches on the seed that is left out, averaged over
+            the seeds of the best; None for one seed, or one configuration.
         curve: The epochs of the best, averaged over its seeds.
-        left_out: How many configurations have fewer seeds than the best, and so are not compared.
+        overfitting: None too for a model that has learned nothing, of its training images either.
+        classes: Name of each class -> its validation images; empty where the board does not say.
+        asked: How many configurations the board holds, of which only those with a point that is ok are ranked.
+        draws: Every seed and fold of the board.
     """
 
     metric: str
-    best: Configuration
-    runner_up: Configuration | None
-    lead: Estimate | None
-    ties: tuple[Configuration, ...]
+    ranked: tuple[Configuration, ...]
+    comparison: Comparison
     cheapest: Configuration | None
+    unchosen: float | None
     curve: Sequence[Mapping[str, float]]
     overfitting: Overfitting | None
-    left_out: int
+    classes: Mapping[str, int]
+    asked: int
+    draws: Collection[Draw]
+
+    @property
+    def best(self) -> Configuration:
+        return self.ranked[0]
+
+    @property
+    def rivals(self) -> tuple[Configuration, ...]:
+        """The others that may be the best."""
+        pairs = zip(self.ranked[1:], self.comparison.each[1:], strict=True)
+        return tuple(other for other, compared in pairs if compared.may_be_best)
+
+    @property
+    def no_better(self) -> bool:
+        """Whether the best is not shown to be better than one answer for every image."""
+        second = of_one_answer(self.metric, self.classes)
+        if second is not None:
+            return self.best.score.mean <= second + 1e-9
+        known = is_accuracy(self.metric) and any(self.classes.values())
+        return known and not beats_always(self.best.score.mean, self.classes)
 
 
 def judge(
-    ranked: Sequence[Configuration], metric: str, history: Mapping[str, Sequence[Mapping[str, float]]]
+    ranked: Sequence[Configuration],
+    metric: str,
+    history: Mapping[str, Sequence[Mapping[str, float]]],
+    looks: int = 1,
+    classes: Mapping[str, int] | None = None,
+    asked: int = 0,
+    draws: Collection[Draw] = (),
 ) -> Verdict | None:
-    """The verdict on ranked configurations; None if there are none. history: trial id -> its epochs."""
+    """The verdict on ranked configurations; None if there are none.
+
+    history: trial id -> its epochs. looks: how many times a race may compare them. classes, asked, draws: see Verdict;
+    by default, there are no others than those that are ranked.
+    """
     if not ranked:
         return None
-    best = ranked[0]
-    others = [each for each in ranked[1:] if each.score.count == best.score.count]
-    leads = [(other, lead(best, other, metric)) for other in others]
-    ties = [other for other, difference in leads if difference and not is_apart(difference)]
-    priced = [each for each in (best, *ties) if each.train_s is not None]
-    cheapest = min(priced, key=lambda each: each.train_s or 0.0) if priced else best
-    curve = mean_curve([history.get(trial_id, ())[: best.epochs] for trial_id in best.trial_ids])
+    best, comparison = ranked[0], compare(ranked, metric, looks)
+    near = [
+        other
+        for other, compared in zip(ranked, comparison.each, strict=True)
+        if other.train_s is not None and compared.error is not None and compared.behind_by <= compared.error
+        if best.train_s is None or other.train_s <= _CHEAPER * best.train_s or other is best
+    ]
+    cheapest = min(near, key=lambda each: each.train_s or 0.0, default=best)
+    curve, counts = mean_curve([history.get(trial_id, ())[: best.epochs] for trial_id in best.trial_ids]), classes or {}
+    fits = bool(curve) and (has_learned(curve[-1], counts) or knows_by_heart(curve[-1], counts))
     return Verdict(
         metric=metric,
-        best=best,
-        runner_up=others[0] if others else None,
-        lead=leads[0][1] if leads else None,
-        ties=tuple(ties),
+        ranked=tuple(ranked),
+        comparison=comparison,
         cheapest=None if cheapest is best else cheapest,
+        unchosen=_unchosen(ranked, metric),
         curve=curve,
-        overfitting=overfitting(curve),
-        left_out=len(ranked) - 1 - len(others),
+        overfitting=overfitting(curve) if fits else None,
+        classes=counts,
+        asked=max(asked, len(ranked)),
+        draws=draws,
     )
+
+
+def _unchosen(ranked: Sequence[Configuration], metric: str) -> float | None:
+    """See Verdict. The best of many has had luck with the seeds that made it the best."""
+    seeds, sign = tuple(ranked[0].scores), METRICS[metric].sign
+    whole = [each for each in ranked if set(each.scores) >= set(seeds)]
+    if len(seeds) < 2 or len(whole) < 2:
+        return None
+    chosen = [max(whole, key=lambda each: sign * sum(each.scores[s] for s in seeds if s != left)) for left in seeds]
+    return math.fsum(each.scores[left] for each, left in zip(chosen, seeds, strict=True)) / len(seeds)
 
 
 def mean_curve(curves: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
@@ -91,79 +143,17 @@ def overfitting(curve: Sequence[Mapping[str, float]]) -> Overfitting | None:
     At least two epochs must follow the lowest val_loss, and half of them must lie above it by more than the curve's
     usual step (the median change from one epoch to the next). A smaller rise is noise.
     """
+    lowest, rose = turning_point(curve)
+    if not rose or curve[-1]["loss"] >= curve[lowest]["loss"]:
+        return None
+    return Overfitting(lowest + 2, curve[lowest]["val_loss"], curve[-1]["val_loss"])
+
+
+def turning_point(curve: Sequence[Mapping[str, float]]) -> tuple[int, bool]:
+    """The place of the lowest val_loss, and whether it rose for good after it."""
     losses = [epoch["val_loss"] for epoch in curve]
-    if len(losses) < 3:
-        return None
-    lowest = min(range(len(losses)), key=lambda i: (losses[i], -i))
+    lowest = min(range(len(losses)), key=lambda i: (losses[i], -i), default=0)
     after = losses[lowest + 1 :]
-    step = np.median(np.abs(np.diff(losses)))
-    if len(after) < 2 or np.median(after) - losses[lowest] <= step or curve[-1]["loss"] >= curve[lowest]["loss"]:
-        return None
-    return Overfitting(lowest + 2, losses[lowest], losses[-1])
-
-
-def sentences(verdict: Verdict) -> list[str]:
-    """The verdict as a person reads it: the best, how sure that is, whether it overfits. One line each."""
-    left_out = f"{plural(verdict.left_out, 'configuration')} left out, with fewer seeds that are ok than the best"
-    return [
-        _say_best(verdict),
-        *_say_ties(verdict),
-        *_say_curve(verdict),
-        *([left_out] if verdict.left_out else []),
-    ]
-
-
-def _say_best(verdict: Verdict) -> str:
-    best, runner_up, metric = verdict.best, verdict.runner_up, verdict.metric
-    line = f"best: {best.label}, {metric} {spread(best.score)}"
-    if best.score.half_width is not None:
-        line += f" (95% interval, {best.score.count} seeds)"
-    if runner_up is None:
-        return f"{line}; the only configuration"
-    if verdict.lead and is_apart(verdict.lead):
-        return f"{line}; ahead of the next, {runner_up.label}, by {spread(verdict.lead)} on the same seeds"
-    behind = abs(best.score.mean - runner_up.score.mean)
-    return f"{line}; the next, {runner_up.label}, is {behind:.4f} behind"
-
-
-def _say_ties(verdict: Verdict) -> list[str]:
-    if verdict.runner_up and verdict.lead is None:
-        first = min(verdict.best.scores)
-        more = [first, *range(first + 1, first + 3)]
-        return [f'one seed cannot tell whether that is more than chance: train others with --set "seeds={more}"']
-    if not verdict.ties:
-        return []
-    names = ", ".join(each.label for each in verdict.ties[:2]) + (", …" if len(verdict.ties) > 2 else "")
-    line = f"tied with the best on these seeds: {plural(len(verdict.ties), 'configuration')} ({names})"
-    if verdict.cheapest and verdict.cheapest.train_s is not None and verdict.best.train_s is not None:
-        line += (
-            f"; the cheapest of these: {verdict.cheapest.label}, "
-            f"{_time(verdict.cheapest.train_s)} of training instead of {_time(verdict.best.train_s)}"
-        )
-    return [line]
-
-
-def _say_curve(verdict: Verdict) -> list[str]:
-    if not verdict.curve:
-        return []
-    last = verdict.curve[-1]
-    gap = _say_gap(last, METRICS[METRICS[verdict.metric].recorded])
-    if found := verdict.overfitting:
-        rose = f"val_loss rose from {found.lowest:.4f} to {found.last:.4f} while loss fell"
-        return [f"overfitting from epoch {found.epoch}: {rose}; {gap}"]
-    lowest = min(verdict.curve, key=lambda epoch: (epoch["val_loss"], -epoch["epoch"]))["epoch"]
-    if lowest == last["epoch"] and len(verdict.curve) > 1:
-        return [f"no overfitting: val_loss was lowest in the last epoch, {lowest}, so more epochs may help; {gap}"]
-    return [f"no overfitting seen in {plural(len(verdict.curve), 'epoch')}; {gap}"]
-
-
-def _say_gap(last: Mapping[str, float], metric: Metric) -> str:
-    """The metric for training and validation images after the last epoch; accuracy, if it is known only for one."""
-    if metric.training_twin not in last:
-        metric = METRICS["val_accuracy"]
-    training = metric.training_twin or metric.name
-    return f"{training} {metric.text(last[training])} in training, {metric.text(last[metric.name])} in validation"
-
-
-def _time(seconds: float) -> str:
-    return clock(seconds) if seconds >= 60 else f"{seconds:.1f} s"
+    if len(after) < 2:
+        return lowest, False
+    return lowest, bool(np.median(after) - losses[lowest] > np.median(np.abs(np.diff(losses))))

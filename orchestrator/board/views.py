@@ -1,23 +1,28 @@
 """Views: tables made from a board. Pure.
 
-Some points (`where`), seeds folded (`by_config`), several runs as one (`compare`), what each axis does (`effects`).
+Some points (`where`), seeds folded (`by_config`), several runs as one (`compare_runs`), what axes do (`effects`).
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orchestrator.board.comparison import compare
 from orchestrator.board.effects import describe_effects, main_effects
-from orchestrator.board.estimates import Configuration, configurations, is_apart, lead
-from orchestrator.board.table import COLUMNS, facts, plain, ranked, schema
+from orchestrator.board.estimates import Configuration, configurations, draw_of
+from orchestrator.board.table import COLUMNS, facts, ranked, schema
 from orchestrator.board.verdict import Verdict, judge
 from orchestrator.errors import BadInput
 from orchestrator.metrics import METRICS
+from orchestrator.runs.result import window_of
 from orchestrator.spec.axes import axis_path, canonical
+from orchestrator.words import plain
 
 
 def sort_board(board: pa.Table, column: str) -> pa.Table:
@@ -86,57 +91,97 @@ def curves(history: pa.Table, trial_ids: Sequence[str] | None = None) -> dict[st
     return epochs_by_trial
 
 
-def fold(board: pa.Table) -> tuple[Configuration, ...]:
-    """The configurations of a board, best first; see `estimates.configurations`."""
+def fold(board: pa.Table, predictions: pa.Table | None = None) -> tuple[Configuration, ...]:
+    """The configurations of a board, best first; see `estimates.configurations`. predictions: as table.py builds it."""
     about = facts(board)
-    return configurations(board.to_pylist(), about["axes"], about["metric"])
+    right = {}
+    if predictions is not None and METRICS[about["metric"]].recorded == "val_accuracy":
+        for row in predictions.to_pylist():
+            right[row["point_id"]] = np.frombuffer(row["right"], np.uint8).astype(np.float32) / row["window"]
+    return configurations(board.to_pylist(), about["axes"], about["metric"], right)
 
 
-def verdict(board: pa.Table, history: pa.Table) -> Verdict | None:
+def verdict(board: pa.Table, history: pa.Table, predictions: pa.Table | None = None) -> Verdict | None:
     """The verdict on a board: which is best, and how sure that is; None if no point is ok."""
-    folded = fold(board)
+    folded, about = fold(board, predictions), facts(board)
     best = folded[0].trial_ids if folded else ()
-    return judge(folded, facts(board)["metric"], curves(history, best))
+    rows = board.select([*about["axes"], "seed", *({"fold"} & {*board.column_names})]).to_pylist()
+    asked = len({tuple(row[axis] for axis in about["axes"]) for row in rows})
+    draws = {draw_of(row) for row in rows}
+    epochs = curves(history, best)
+    return judge(folded, about["metric"], epochs, about.get("looks", 1), about.get("classes"), asked, draws)
 
 
-def by_config(board: pa.Table) -> pa.Table:
-    """One row per configuration: mean of the metric over the seeds, standard deviation, and ends of its 95% interval.
+def by_config(board: pa.Table, predictions: pa.Table | None = None) -> pa.Table:
+    """One row per configuration: mean of the score over seeds or folds, standard deviation, ends of its 95% interval.
 
-    verdict: best, ties (the distance from the best may be chance) or behind; empty if there are too few common seeds.
+    The metric: mean over these of the epochs whose weights are the models.
+    verdict: best, may be best, or behind; empty if nothing tells them apart.
     """
     about = facts(board)
     axes, metric = about["axes"], about["metric"]
-    folded = fold(board)
+    folded = fold(board, predictions)
+    draws = folded[0].draws if folded else "seeds"
+    compared = compare(folded, metric, about.get("looks", 1)).each if folded else ()
     rows = []
-    for i, each in enumerate(folded):
-        difference = lead(folded[0], each, metric) if each.score.count == folded[0].score.count else None
-        relation = None if difference is None else "behind" if is_apart(difference) else "ties"
+    for i, (each, beside) in enumerate(zip(folded, compared, strict=True)):
+        relation = None if beside.error is None else "may be best" if beside.may_be_best else "behind"
         half_width = each.score.half_width
         rows.append(
             {
                 "rank": i + 1,
                 **each.values,
-                "seeds": each.score.count,
-                metric: each.score.mean,
-                f"{metric}_std": each.score.std,
-                f"{metric}_low": None if half_width is None else each.score.mean - half_width,
-                f"{metric}_high": None if half_width is None else each.score.mean + half_width,
+                draws: each.score.count,
+                "score": each.score.mean,
+                "score_std": each.score.std,
+                "score_low": None if half_width is None else each.score.mean - half_width,
+                "score_high": None if half_width is None else each.score.mean + half_width,
+                metric: math.fsum(each.figures.values()) / len(each.figures),
                 "train_s": each.train_s,
                 "verdict": "best" if i == 0 else relation,
             }
         )
-    numbers = [metric, f"{metric}_std", f"{metric}_low", f"{metric}_high", "train_s"]
+    numbers = ["score", "score_std", "score_low", "score_high", metric, "train_s"]
     fields = {
         "rank": pa.int32(),
         **{axis: board.schema.field(axis).type for axis in axes},
-        "seeds": pa.int32(),
+        draws: pa.int32(),
         **dict.fromkeys(numbers, pa.float64()),
         "verdict": pa.string(),
     }
     return pa.Table.from_pylist(rows, schema=schema(fields, axes, metric))
 
 
-def effects(board: pa.Table) -> tuple[pa.Table, str]:
+def common_rung(board: pa.Table, history: pa.Table) -> tuple[pa.Table, int | None]:
+    """The board as it stood after the most epochs that all points have which a race has compared; and how many.
+
+    What a race stops has no figures of later epochs, so effects taken at the end would be those of the better points. A
+    board without stopped points stays as it is, and the number is None.
+    """
+    about, rows = facts(board), board.to_pylist()
+    metric = METRICS[about["metric"]]
+    trained = [row for row in rows if row["status"] in ("ok", "stopped") and row["epochs_trained"]]
+    first = {row["trial_id"]: row for row in trained if _is_first(row, about)}
+    figures = curves(history, list(first))
+    if not any(row["status"] == "stopped" for row in trained) or first.keys() - figures.keys():
+        return board, None
+    epochs = min(row["epochs_trained"] for row in first.values())
+    for trial_id, row in first.items():
+        found = [epoch[metric.recorded] for epoch in figures[trial_id][:epochs]]
+        last = found[-window_of(epochs, metric.name) :]
+        best = metric.sign * max(metric.sign * each for each in found)
+        row |= {"status": "ok", "score": best if metric.best_of else math.fsum(last) / len(last)}
+    axes = [axis for axis in about["axes"] if axis != "epochs"]  # all have as many
+    rows = [{name: value for name, value in row.items() if name != "epochs"} for row in first.values()]
+    return ranked(rows, axes, metric.name), epochs
+
+
+def _is_first(row: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
+    """Whether the row is of the seed and the fold that a race compares."""
+    return row["seed"] == about.get("first_seed", row["seed"]) and not row.get("fold")
+
+
+def effects(board: pa.Table, history: pa.Table) -> tuple[pa.Table, str]:
     """One row per axis and value, the axis that matters most first; and a sentence on what no axis explains.
 
     share: the axis' part of the variance between configurations. The metric: its mean over the other axes; _std: of the
@@ -144,7 +189,8 @@ def effects(board: pa.Table) -> tuple[pa.Table, str]:
     """
     about = facts(board)
     metric = about["metric"]
-    found = main_effects(fold(board), about["axes"])
+    board, epochs = common_rung(board, history)
+    found = main_effects(fold(board), facts(board)["axes"])
     if found is None:
         raise BadInput("--effects must have an axis with two values whose points are ok, and this board has none")
     rows = [
@@ -167,21 +213,28 @@ def effects(board: pa.Table) -> tuple[pa.Table, str]:
         f"{metric}_std": pa.float64(),
         "configurations": pa.int32(),
     }
-    return pa.Table.from_pylist(rows, schema=schema(fields, about["axes"], metric)), describe_effects(found)
+    return pa.Table.from_pylist(rows, schema=schema(fields, about["axes"], metric)), describe_effects(found, epochs)
 
 
-def compare(names: Sequence[str], boards: Sequence[pa.Table], shared: Sequence[Mapping[str, Any]]) -> pa.Table:
+def compare_runs(names: Sequence[str], boards: Sequence[pa.Table], shared: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Several runs as one board, ranked by the first one's metric: its axes are `run` and every setting that differs.
 
     shared: what all trials of each run share; see Plan.shared.
     """
-    rows, settings = [], []
+    rows, settings, metric = [], [], facts(boards[0])["metric"]
     for run, board, common in zip(names, boards, shared, strict=True):
         axes = [name for name in facts(board)["axes"] if name in board.column_names]
         trained = pc.max(board["epochs_trained"]).as_py()  # stands for the epochs of a run that has no such axis
         for row in board.to_pylist():
             settings.append({"train.epochs": trained, **common, **{axis_path(name): row[name] for name in axes}})
-            rows.append({name: row[name] for name in COLUMNS} | {"run": run})
+            if facts(board)["metric"] != metric:  # its score is of another
+                if row["score"] is not None and row[metric] is None:
+                    raise BadInput(
+                        f"--compare must have runs that record {metric}, by which {names[0]} is ranked, and points of "
+                        f"{run} lack it: name {run} first"
+                    )
+                row["score"] = row[metric]
+            rows.append({name: row[name] for name in COLUMNS} | {"run": run, "fold": row.get("fold")})
     paths = dict.fromkeys(path for each in settings for path in each)
     differ = {
         path.rpartition(".")[2].replace(" ", "_"): path
@@ -193,4 +246,4 @@ def compare(names: Sequence[str], boards: Sequence[pa.Table], shared: Sequence[M
         mixed = len({float if type(value) is int else type(value) for value in values if value is not None}) > 1
         for row, value in zip(rows, values, strict=True):
             row[name] = canonical(value) if value is not None and (mixed or isinstance(value, dict)) else value
-    return ranked(rows, ["run", *differ], facts(boards[0])["metric"])
+    return ranked(rows, ["run", *differ], metric)

@@ -3,21 +3,27 @@
 import contextlib
 import logging
 import math
-import os
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator.cluster import patches
-from orchestrator.errors import BadInput
-from orchestrator.plan.forecast import trials_per_gpu
+from orchestrator.cluster import own_ray, patches
+from orchestrator.cluster.address import named_address, wait_for
+from orchestrator.errors import BadInput, exit_at_once, say_error
+from orchestrator.plans.forecast import WORKER_MB, trials_per_gpu
 from orchestrator.spec.sections import Resources
+from orchestrator.words import last_line, plural
 
 # isort: split
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+_NODE_GROUP = "ray.io/node-group"  # a label of nodes from `ray up` or KubeRay, whose autoscaler may bring more
+_JOIN_S = 60.0  # ray.init would try for eight minutes
 
 
 class Part(NamedTuple):
@@ -46,6 +52,8 @@ class Cluster:
         slots: Trials that fit at this moment; 0 where the autoscaler has yet to start a node.
         most: Trials that fit once the autoscaler has started all the nodes it may; at least 1.
         gpu_limit_mb: What a trial may hold of a GPU that it shares; None: all of it.
+        needs: What one node must have for a trial, in words.
+        why: Why no more run at once, where it is not the cores; or nothing.
         parts: Those of Ray that must answer while trials run.
     """
 
@@ -54,44 +62,70 @@ class Cluster:
     slots: int
     most: int
     gpu_limit_mb: float | None
+    needs: str
+    why: str
     parts: tuple[Part, ...]
 
 
 @contextlib.contextmanager
-def connect(resources: Resources, trial_mb: float = math.inf) -> Iterator[Cluster]:
+def connect(resources: Resources, trial_mb: float = math.inf, worker_mb: float = WORKER_MB) -> Iterator[Cluster]:
     """Join the cluster that RAY_ADDRESS names (as in `ray job submit`), or start a Ray of this machine alone.
 
+    Where this process is in a Ray already, as a notebook may be, that one is used, and stays.
+
     trial_mb: GPU memory that the largest trial takes. Where gpus_per_trial is auto, as many share a GPU as fit.
-    Call it on the main thread. Raises BadInput where there is no such cluster, or its accelerators will not do.
+    worker_mb: memory that its worker takes. On this machine alone, no more run at once than fit.
+    Raises BadInput where there is no such cluster, or no node of it for a trial.
     """
-    address = os.environ.get("RAY_ADDRESS")
-    _start_ray(address, resources.cpus_per_trial)
+    address, stays = named_address(), ray.is_initialized()
+    slots, why = (0, "") if address or stays else own_ray.share(resources, worker_mb)
+    if patches.is_ray_abandoned():
+        raise BadInput("Ray must answer, and a part of it has died in this process: start Python, or the kernel, anew")
+    session = None if stays else _start_ray(address, slots * resources.cpus_per_trial)
     parts: tuple[Part, ...] = ()
     try:
         parts = _find_parts()
-        yield _measure(resources, trial_mb, parts, has_address=bool(address))
+        yield _measure(resources, trial_mb, parts, why, has_address=stays or bool(address))
     finally:
-        if not patches.is_ray_abandoned() and all(part.answers() for part in parts):
-            ray.shutdown()
-        else:
+        if patches.is_ray_abandoned() or not all(part.answers() for part in parts):
             patches.abandon_ray()
+        elif session:
+            ray.shutdown()
+            if not address:
+                own_ray.remove(session)
 
 
-def _start_ray(address: str | None, cpus_per_trial: int) -> None:
-    own: dict[str, Any] = {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, cpus_per_trial)}
+def _start_ray(address: str, cpus: int) -> Path:
+    """Returns the folder of its session. cpus: what trials get where it is a Ray of this machine alone."""
+    own = {} if address else own_ray.settings(cpus)
     patches.silence()
     try:
-        with patches.own_sigterm_handler():
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **({} if address else own),
-            )
-    except ConnectionError as error:
-        raise BadInput(
-            f"RAY_ADDRESS must name a running cluster, got {address}: {str(error).splitlines()[0]}"
-        ) from None
+        if address:
+            wait_for(patches.find_cluster() if address == "auto" else address)
+        with patches.own_signals(), _or_end(address) if address else contextlib.nullcontext():
+            context: Any = ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        what = f"the Ray at RAY_ADDRESS {address} must let this command join" if address else "Ray must start here"
+        raise BadInput(f"{what}, and does not: {last_line(error)}") from None
+    return Path(context.address_info["session_dir"])
+
+
+@contextlib.contextmanager
+def _or_end(address: str) -> Iterator[None]:
+    """End this process, which has done nothing yet, where what answers at an address lets nobody join."""
+
+    def end() -> None:
+        line = f"RAY_ADDRESS must name a Ray's head; what answers at {address} has not let this command join"
+        say_error(f"{line} within {_JOIN_S:g} s")
+        exit_at_once(2)
+
+    timer = threading.Timer(_JOIN_S, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _find_parts() -> tuple[Part, ...]:
@@ -103,8 +137,9 @@ def _find_parts() -> tuple[Part, ...]:
     )
 
 
-def _measure(resources: Resources, trial_mb: float, parts: tuple[Part, ...], has_address: bool) -> Cluster:
-    """What fits on the cluster as it is, and as it may grow. Raises BadInput where its accelerators will not do."""
+def _measure(resources: Resources, trial_mb: float, parts: tuple[Part, ...], why: str, has_address: bool) -> Cluster:
+    """What fits on the cluster as it is, and as it may grow. Raises BadInput where no node will do for a trial."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
     has, to_come = ray.cluster_resources(), _workers_to_come()
     cpus, gpus, is_auto = resources.cpus_per_trial, resources.gpus_per_trial, resources.gpus_per_trial == "auto"
     if gpus == "auto":
@@ -122,8 +157,7 @@ def _measure(resources: Resources, trial_mb: float, parts: tuple[Part, ...], has
             f"resources.gpus_per_trial must be at most the {has.get('GPU', 0):g} GPUs here, got {gpus:g}: "
             f"leave it at auto, or run on a cluster that has them"
         )
-    slots = trials_that_fit(has, cpus, gpus)
-    most = max(slots, int(to_come.get("nodes", 0)) * trials_that_fit(to_come, cpus, gpus))
+    slots, most = room(nodes, to_come, cpus, gpus)
     limit = resources.max_concurrent or max(1, slots, most)
     return Cluster(
         cpus_per_trial=cpus,
@@ -131,8 +165,33 @@ def _measure(resources: Resources, trial_mb: float, parts: tuple[Part, ...], has
         slots=min(slots, limit),
         most=max(1, min(most, limit)),
         gpu_limit_mb=0.9 * gpu_mb * gpus if gpu_mb and gpus < 1 else None,
+        needs=_in_words(cpus, gpus),
+        why=why,
         parts=parts,
     )
+
+
+def room(nodes: Sequence[Mapping[str, Any]], to_come: Mapping[str, float], cpus: int, gpus: float) -> tuple[int, int]:
+    """How many trials fit on these nodes now, and once the autoscaler has started all it may.
+
+    nodes: as ray.nodes() gives them. to_come: nodes, and CPU and GPU of each, where that is known.
+    Raises BadInput where a trial would wait for ever.
+    """
+    slots = sum(trials_that_fit(node["Resources"], cpus, gpus) for node in nodes)
+    most = max(slots, int(to_come.get("nodes", 0)) * trials_that_fit(to_come, cpus, gpus))
+    if not most and (to_come or not any(_NODE_GROUP in node["Labels"] for node in nodes)):
+        each = [*(node["Resources"] for node in nodes), to_come]
+        has = max(each, key=lambda has: (has.get("CPU", 0), has.get("GPU", 0)))
+        raise BadInput(
+            f"a trial must find a node with {_in_words(cpus, gpus)}, and the largest of this cluster has "
+            f"{_in_words(has.get('CPU', 0), has.get('GPU', 0))}: lower resources.cpus_per_trial or .gpus_per_trial, or "
+            f"add a larger node"
+        )
+    return slots, most
+
+
+def _in_words(cpus: float, gpus: float) -> str:
+    return plural(int(cpus), "CPU") + (f" and {plural(math.ceil(gpus), 'GPU')}" if gpus else "")
 
 
 def this_node() -> dict[str, Any]:

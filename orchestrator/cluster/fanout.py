@@ -1,4 +1,4 @@
-"""Fan-out: trials -> results over the cluster."""
+"""Fan-out: legs of trials -> results over the cluster."""
 
 import functools
 import math
@@ -9,55 +9,84 @@ from collections.abc import Callable, Sequence
 from orchestrator.cluster import patches
 from orchestrator.cluster.connect import Cluster, Part
 from orchestrator.cluster.stop_signal import STOP_S
-from orchestrator.cluster.watch import GuardedWatch, LeaveTune, Watch
+from orchestrator.cluster.watch import GuardedWatch, LeaveTune, Legs, Watch
 from orchestrator.errors import BadInput
-from orchestrator.plan.points import Trial
-from orchestrator.run.context import WorkerContext
+from orchestrator.runs.context import WorkerContext
 from orchestrator.scratch import sweep
 
 
 def fan_out(
     context: WorkerContext,
     cluster: Cluster,
-    trials: Sequence[Trial],
+    legs: Legs,
     watch: Watch,
     stop: threading.Event,
     kill: threading.Event,
 ) -> None:
-    """Train every trial once, in the order given, and tell `watch`; until all have ended, or `stop` or `kill` is set.
+    """Train every leg, in the order given, and tell `watch`; until all have ended, or `stop` or `kill` is set.
 
     stop: workers write their state first, for STOP_S seconds at most. kill: they write nothing more.
     A trial whose worker dies goes on from its checkpoint in another worker. It fails where three workers in a row died
     without getting it any further. Raises BadInput where a part of Ray is gone that nothing can go on without.
     """
     guarded = GuardedWatch(watch, kill)
-    tune_thread = _TuneThread(functools.partial(_run_tune, context, cluster, trials, guarded, stop, kill))
-    tune_thread.start()
+    run_tune = functools.partial(_run_tune, context, cluster, legs, guarded, stop, kill)
+    _on_a_thread(run_tune, guarded.close, cluster.parts, stop, kill)
+
+
+def judge_test_images(
+    context: WorkerContext, cluster: Cluster, stop: threading.Event, kill: threading.Event
+) -> bytes | None:
+    """What the run's winner says of each test image, found out by a worker: Parquet, see train/judge.py.
+
+    None where `stop` or `kill` is set meanwhile. Raises BadInput where the worker cannot, or a part of Ray is gone.
+    """
+    found: list[bytes] = []
+
+    def ask() -> None:
+        from orchestrator.cluster.worker import ask_a_worker
+
+        found.extend(ask_a_worker(context, cluster, stop, kill))
+
+    _on_a_thread(ask, lambda: None, cluster.parts, stop, kill)
+    return found[0] if found else None
+
+
+def _on_a_thread(
+    run: Callable[[], None],
+    close: Callable[[], None],
+    parts: Sequence[Part],
+    stop: threading.Event,
+    kill: threading.Event,
+) -> None:
+    """Run what calls Ray, until it ends, is told to stop, or a part of Ray is gone. close: called then."""
+    thread = _RayThread(run)
+    thread.start()
     try:
-        _wait(tune_thread.ended, cluster.parts, stop, kill)
+        _wait(thread.ended, parts, stop, kill)
     finally:
-        guarded.close()
-        if not tune_thread.ended.wait(1):
+        close()
+        if not thread.ended.wait(1):
             patches.abandon_ray()
             patches.stop_collecting_garbage()
         sweep()
-    if tune_thread.error:
-        gone = [part for part in cluster.parts if not part.answers()]
-        raise _gone(gone[0]) if gone else tune_thread.error
+    if thread.error:
+        gone = [part for part in parts if not part.answers()]
+        raise _gone(gone[0]) if gone else thread.error
 
 
-class _TuneThread(threading.Thread):
-    """A thread for Tune, because Ray hears no signal while it waits for a part of it that is gone."""
+class _RayThread(threading.Thread):
+    """A thread for what calls Ray, because Ray hears no signal while it waits for a part of it that is gone."""
 
-    def __init__(self, run_tune: Callable[[], None]) -> None:
+    def __init__(self, call_ray: Callable[[], None]) -> None:
         super().__init__(daemon=True)
         self.ended = threading.Event()
         self.error: BaseException | None = None
-        self._run_tune = run_tune
+        self._call_ray = call_ray
 
     def run(self) -> None:
         try:
-            self._run_tune()
+            self._call_ray()
         except LeaveTune:
             pass
         except BaseException as error:
@@ -69,14 +98,14 @@ class _TuneThread(threading.Thread):
 def _run_tune(
     context: WorkerContext,
     cluster: Cluster,
-    trials: Sequence[Trial],
+    legs: Legs,
     watch: GuardedWatch,
     stop: threading.Event,
     kill: threading.Event,
 ) -> None:
     from orchestrator.cluster import tune  # here, because importing Ray Tune takes a second
 
-    tune.train_all(context, cluster, trials, watch, stop, kill)
+    tune.train_all(context, cluster, legs, watch, stop, kill)
 
 
 def _wait(ended: threading.Event, parts: Sequence[Part], stop: threading.Event, kill: threading.Event) -> None:

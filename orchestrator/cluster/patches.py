@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cluster.address import named_address
+
 os.environ |= {
     # No result files of Tune's own (CSV, JSON, TensorBoard): nobody reads them, and they cost more than the trials.
     # Seen by bench_scale.py, part `driver`.
@@ -41,19 +43,23 @@ os.environ |= {
     # Read in the worker: with Tune's 2 s, a trial fails where the thread of the one before it is slow to end. No test.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
 }
-if not os.environ.get("RAY_ADDRESS"):
+if not named_address():
     # A Ray of this machine alone takes 127.0.0.1 for its node's address, as it does on a Mac, so it listens on loopback
     # alone. Test: test_ray_on_a_laptop_listens_on_loopback_alone.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
-import ray
-from ray._private import utils as ray_utils
-from ray._private import worker as ray_worker
+# In a notebook Ray says, as it is imported, that ipywidgets is not there. Test: test_a_lost_notebook_goes_on_and_ends.
+logging.getLogger("ray.widgets").setLevel(logging.ERROR)
+
+import ray  # noqa: E402
+from ray._private import utils as ray_utils  # noqa: E402
+from ray._private import worker as ray_worker  # noqa: E402
 
 # How long the head may be silent, in seconds. Ray's C++ reads this variable too, and ends the driver after twice that.
 # Test: test_a_part_of_ray_killed, where the head ends and nobody presses Ctrl-C.
 HEAD_SILENT_S = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", 60)) / 2  # noqa: SIM112
 AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+_MANY = 1_000_000
 _CAUSES = {  # a part of Ray's text about a death -> what people are told
     "low on memory": "its node ran out of memory",
     "node has died": "its node was lost",
@@ -74,18 +80,33 @@ def silence() -> None:
     ray_worker.print_to_stdstream = lambda *_, **__: None
 
 
-@contextmanager
-def own_sigterm_handler() -> Iterator[None]:
-    """Around ray.init: this command's SIGTERM handler stays. Call it on the main thread.
+def find_cluster() -> str:
+    """HOST:PORT of the cluster on this machine, which RAY_ADDRESS=auto means. Raises ConnectionError.
 
-    ray.init installs one in Python, through ray._private.utils.set_sigterm_handler, and another in C++, which only
-    setting ours again removes. Test: test_interrupted_in_mid_epoch, with SIGTERM.
+    Calls ray._private.services.canonicalize_bootstrap_address. No test covers it: it finds whatever runs here.
+    """
+    from ray._private import services
+
+    return str(services.canonicalize_bootstrap_address("auto"))
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Around ray.init: signals stay this command's.
+
+    ray.init installs a handler of SIGTERM in Python, through ray._private.utils.set_sigterm_handler, and another in
+    C++, which only setting ours again removes. A closed terminal sends SIGHUP to all that were started in it: Ray and
+    its workers are started with it blocked, as Ray does with SIGINT, so that they live until the driver has told them.
+    Test: test_interrupted_in_mid_epoch, with SIGTERM and SIGHUP.
     """
     ray_utils.set_sigterm_handler = lambda handler: None
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 _abandoned = threading.Event()
@@ -114,8 +135,13 @@ def stop_collecting_garbage() -> None:
 # --- Tune, before it runs ---------------------------------------------------------------------------------------------
 
 
-def prepare_tune() -> None:
-    """Apply the patches of Tune itself. Call it before each run of Tune. Imports Tune, which takes a second."""
+def prepare_tune(most: int) -> None:
+    """Apply the patches of Tune itself. Call it before each run of Tune. Imports Tune, which takes a second.
+
+    most: trials at once. So many may wait for a worker: with a searcher of one's own Tune lets one wait, and starts one
+    worker after the other. Test: test_trials_start_in_the_order_of_the_plan_and_a_killed_one_comes_first.
+    """
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(200, most))
     _keep_keys_out_of_logs()
     _keep_trainable()
     _treat_all_failures_as_deaths()
@@ -177,6 +203,42 @@ def waiting_trials(controller: Any) -> set[Any]:
     tune_controller = controller._tune_controller
     waiting: set[Any] = tune_controller._pending_trials - tune_controller._resetting_trials
     return waiting
+
+
+def keep_idle_workers(controller: Any, keep: bool) -> None:
+    """Tune ends a worker for which no trial waits: in a race more trials come for it soon.
+
+    controller: what a scheduler's choose_trial_to_run is given. Changes the most objects that its _actor_cache keeps.
+    Test: test_a_race_is_the_same_whatever_dies.
+    """
+    tune_controller = controller._tune_controller
+    cache = tune_controller._actor_cache
+    if keep == bool(getattr(cache, "kept", None)):
+        return
+    if keep:
+        trials = tune_controller.get_trials()
+        if trials:
+            cache.kept = {trial.placement_group_factory for trial in trials[:1]}
+            for resources in cache.kept:
+                cache.increase_max(resources, _MANY)
+    else:
+        for resources in cache.kept:
+            cache.decrease_max(resources, _MANY)
+        cache.kept = None
+
+
+def next_idle_worker(controller: Any) -> Any:
+    """The worker that the next trial gets, if one is idle. controller: what a scheduler's choose_trial_to_run is given.
+
+    Reads _actor_cache and its _cached_objects. Test: test_a_race_is_the_same_whatever_dies.
+    """
+    cached = controller._tune_controller._actor_cache._cached_objects
+    return next((workers[0] for workers in cached.values() if workers), None)
+
+
+def worker_of(controller: Any, trial: Any) -> Any:
+    """The worker at work on a trial. controller: what a scheduler's on_trial_result is given. Reads _trial_to_actor."""
+    return controller._tune_controller._trial_to_actor.get(trial)
 
 
 def forget_reset(controller: Any, trial: Any) -> None:

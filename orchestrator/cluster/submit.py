@@ -12,6 +12,7 @@ from pathlib import Path
 
 from orchestrator.errors import INTERRUPTED, BadInput
 from orchestrator.spec.sections import Spec
+from orchestrator.terminal import make_console
 
 # besides what .gitignore names, which Ray leaves out itself
 EXCLUDES = [".git", ".venv", "venv", "runs", "build", "dist", "__pycache__", "*.egg-info", "tests", "infra"]
@@ -65,7 +66,7 @@ def follow(line: list[str], job: str, address: str) -> int:
     except KeyboardInterrupt:
         follower.terminate()
         follower.wait()
-        print(f"\n{_ways(job, address)}", file=sys.stderr)
+        make_console(stderr=True).out("", *_ways(job, address))
         return INTERRUPTED
     told = subprocess.run([ray, "job", "status", job], env=env, capture_output=True, text=True, check=False)
     text = told.stdout + told.stderr
@@ -75,9 +76,11 @@ def follow(line: list[str], job: str, address: str) -> int:
     return int(code[1]) if status and code else status
 
 
-def _ways(job: str, address: str) -> str:
+def _ways(job: str, address: str) -> list[str]:
     at = f"--address {shlex.quote(address)} {job}"
-    return (
-        f"{job} goes on without you.\n  come back  ray job logs --follow {at}\n  stop       ray job stop {at}\n"
-        f"  resume     the same command again, once it has stopped, failed or used up its budget"
-    )
+    return [
+        f"{job} goes on without you.",
+        f"  come back  ray job logs --follow {at}",
+        f"  stop       ray job stop {at}",
+        "  resume     the same command again, once it has stopped, failed or used up its budget",
+    ]

@@ -2,24 +2,23 @@
 
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.cluster import patches, worker
 from orchestrator.cluster.connect import Cluster
 from orchestrator.cluster.stop_signal import STOP_S, RaisedSignal, stop_signal
-from orchestrator.cluster.watch import GuardedWatch, LeaveTune
-from orchestrator.plan.points import Trial
-from orchestrator.run.context import WorkerContext
-from orchestrator.run.result import Epoch, Result
+from orchestrator.cluster.watch import GuardedWatch, LeaveTune, Legs
+from orchestrator.plans.points import Trial
+from orchestrator.runs.context import WorkerContext
+from orchestrator.runs.result import Epoch, Result
 from orchestrator.scratch import scratch
-from orchestrator.words import label
 
 # isort: split
 import ray
 from ray import tune
 from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
 
 TRIES = 3  # workers in a row that may die on a trial without getting it any further
 REPORT_INTERVAL_S = 0.02  # a trial's reports are this far apart, times the trials at once, so that the driver keeps up
@@ -28,14 +27,14 @@ REPORT_INTERVAL_S = 0.02  # a trial's reports are this far apart, times the tria
 def train_all(
     context: WorkerContext,
     cluster: Cluster,
-    trials: Sequence[Trial],
+    legs: Legs,
     watch: GuardedWatch,
     stop: threading.Event,
     kill: threading.Event,
 ) -> None:
     """What fan_out does, through Ray Tune. Raises LeaveTune where it is stopped."""
-    patches.prepare_tune()
-    by_id = {trial.id: trial for trial in trials}
+    patches.prepare_tune(cluster.most)
+    by_id = {trial.id: trial for trial in legs.trials}
     report_interval_s = REPORT_INTERVAL_S * min(cluster.most, len(by_id))
     workload = ray.put(worker.Workload(context, cluster, by_id, report_interval_s, worker.load_trial_module))
     callback = WatchCallback(by_id, watch)
@@ -46,21 +45,30 @@ def train_all(
                 tune.with_parameters(worker.train, refs=[workload, signal.stopping, signal.aws_keys]),
                 {"cpu": cluster.cpus_per_trial, "gpu": cluster.gpus_per_trial},
             ),
-            param_space={"trial": tune.grid_search([trial.id for trial in trials])},
             tune_config=tune.TuneConfig(
+                search_alg=LegSearcher(legs),
+                num_samples=-1,
                 reuse_actors=True,
                 max_concurrent_trials=context.spec.resources.max_concurrent,
-                scheduler=InPlanOrder(trials),
+                scheduler=InOrderOfLegs(legs),
             ),
             run_config=tune.RunConfig(
                 name="trials",
                 storage_path=str(folder),
                 verbose=0,
+                progress_reporter=Silent(),
                 callbacks=[callback],
                 stop=StopOnRequest(callback, signal, stop),
                 failure_config=tune.FailureConfig(max_failures=TRIES - 1),
             ),
         ).fit()
+
+
+class Silent(tune.ProgressReporter):
+    """In a notebook Tune would clear the cell, whatever `verbose` says."""
+
+    def should_report(self, trials: list[Any], done: bool = False) -> bool:
+        return False
 
 
 class NotPickled:
@@ -70,19 +78,54 @@ class NotPickled:
         return object, ()
 
 
-class InPlanOrder(NotPickled, FIFOScheduler):
-    """Starts the first waiting trial of the plan.
+class LegSearcher(NotPickled, Searcher):
+    """Gives Tune one leg after the other: each is a trial of Tune's."""
+
+    def __init__(self, legs: Legs) -> None:
+        super().__init__()
+        self._legs, self._taken = legs, 0
+
+    def suggest(self, trial_id: str) -> Any:
+        leg = self._legs.take()
+        if leg is None:
+            return Searcher.FINISHED if self._legs.over() else None
+        self._taken += 1
+        return {"trial": leg.id, "epochs": leg.epochs, "place": self._taken}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class InOrderOfLegs(NotPickled, FIFOScheduler):
+    """Starts the waiting leg that was taken first.
 
     Tune alone puts a trial whose worker died last, and gives a free worker to any of the next sixteen or more.
     """
 
-    def __init__(self, trials: Sequence[Trial]) -> None:
+    def __init__(self, legs: Legs) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._places = {trial.id: place for place, trial in enumerate(trials)}
+        self._legs = legs
+        self._homes: dict[str, Any] = {}  # trial id -> the worker of its last leg
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        waiting = patches.waiting_trials(tune_controller)
-        return min(waiting, key=lambda trial: self._places[trial.config["trial"]], default=None)
+        patches.keep_idle_workers(tune_controller, self._legs.may_grow and not self._legs.over())
+        idle = patches.next_idle_worker(tune_controller)
+
+        def place(trial: Any) -> tuple[bool, int]:
+            """First those that the idle worker has trained up to a rung, and still holds as they were built."""
+            return idle is None or self._homes.get(trial.config["trial"]) != idle, trial.config["place"]
+
+        return min(patches.waiting_trials(tune_controller), key=place, default=None)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> str:
+        self._homes[trial.config["trial"]] = patches.worker_of(tune_controller, trial)
+        return super().on_trial_result(tune_controller, trial, result)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         patches.forget_reset(tune_controller, trial)
@@ -102,6 +145,10 @@ class WatchCallback(NotPickled, Callback):
         self._changing_worker: set[str] = set()  # the worker has grown too large, and is about to end itself
         self._epochs_done: dict[str, float] = {}  # trial id -> where its last worker took it up
 
+    def leg(self, trial_id: str, epochs: int) -> Trial:
+        """The trial up to so many epochs."""
+        return self.trials[trial_id].leg(epochs)
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.watch.started(trial.config["trial"])
 
@@ -118,6 +165,8 @@ class WatchCallback(NotPickled, Callback):
                 self.watch.preparing(trial_id, *result["facts"])
             case "ready":
                 self._tell_ready(trial, result)
+            case "reached":
+                self.watch.reached(Result.model_validate_json(result["result"]))
             case "worker too large":
                 patches.excuse_next_death(trial)
                 self._changing_worker.add(trial_id)
@@ -126,7 +175,7 @@ class WatchCallback(NotPickled, Callback):
                 self.watch.ended(Result.model_validate_json(result["result"]))
             case "refused":
                 self.training.discard(trial_id)
-                self.watch.refused(self.trials[trial_id], result["why"])
+                self.watch.refused(self.leg(trial_id, trial.config["epochs"]), result["why"])
             case "stopped":
                 self.training.discard(trial_id)
 
@@ -148,7 +197,7 @@ class WatchCallback(NotPickled, Callback):
         if trial_id in self._changing_worker:
             self._changing_worker.discard(trial_id)
         else:
-            name = label(self.trials[trial_id].values, self.trials[trial_id].seed)
+            name = self.trials[trial_id].label
             cause = patches.cause_of_death(trial)
             self.watch.say(f"{name} goes on in another worker, as its last one died: {cause}")
 
@@ -157,7 +206,7 @@ class WatchCallback(NotPickled, Callback):
         trial_id = trial.config["trial"]
         self.training.discard(trial_id)
         why = f"its worker died {TRIES} times: {patches.cause_of_death(trial).splitlines()[-1][:300]}"
-        epochs = self.trials[trial_id].milestones[-1]
+        epochs = trial.config["epochs"]
         self.watch.ended(Result(trial_id=trial_id, status="failed", epochs=epochs, error=why))
 
 
@@ -173,7 +222,7 @@ class StopOnRequest(NotPickled, Stopper):
         if result.get("event") != "ready":
             return False
         facts = [result[name] for name in ("epochs_done", "unreadable", "node_type", "node_share")]
-        return not self._callback.watch.may_start(self._callback.trials[result["trial"]], *facts)
+        return not self._callback.watch.may_start(self._callback.leg(result["trial"], result["until"]), *facts)
 
     def stop_all(self) -> bool:
         """Raises LeaveTune once all have stopped: Tune would wait up to 15 s for workers in mid-epoch."""

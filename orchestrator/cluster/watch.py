@@ -1,11 +1,48 @@
-"""Watch: who is told what happens during a fan-out."""
+"""Watch: what a fan-out trains, and who is told what happens."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from orchestrator.plan.points import Trial
-from orchestrator.run.result import Epoch, Result
+from orchestrator.plans.points import Trial
+from orchestrator.runs.result import Epoch, Result
+
+
+class Legs(Protocol):
+    """What is to be trained, one leg after the other. Asked on the thread on which a Watch is told.
+
+    Attributes:
+        trials: All that legs may be of.
+    """
+
+    trials: Sequence[Trial]
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether the results of some legs may bring others."""
+
+    def take(self) -> Trial | None:
+        """The next leg; None while there is none."""
+
+    def over(self) -> bool:
+        """Whether there will be none any more."""
+
+
+class InOrder:
+    """These trials, each once."""
+
+    may_grow = False
+
+    def __init__(self, trials: Sequence[Trial]) -> None:
+        self.trials = trials
+        self._left = deque(trials)
+
+    def take(self) -> Trial | None:
+        return self._left.popleft() if self._left else None
+
+    def over(self) -> bool:
+        return not self._left
 
 
 class Watch(Protocol):
@@ -47,6 +84,9 @@ class Watch(Protocol):
         """A line from a worker that a person should read."""
 
     def epoch(self, trial_id: str, epoch: Epoch) -> None: ...
+
+    def reached(self, result: Result) -> None:
+        """The trial goes on, and has this result up to a milestone. May come again."""
 
     def ended(self, result: Result) -> None:
         """The trial has a result, or has failed. Trials that were stopped or left out do not end."""

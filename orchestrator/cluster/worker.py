@@ -5,6 +5,7 @@ A worker trains one trial after the other; what they share is fetched once and r
 
 import functools
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -13,11 +14,14 @@ from typing import Any
 
 from orchestrator.cluster import patches
 from orchestrator.cluster.connect import Cluster, this_node, trials_that_fit
+from orchestrator.cluster.stop_signal import stop_signal
 from orchestrator.errors import BadInput
-from orchestrator.plan.points import Trial
-from orchestrator.run.context import Reporter, WorkerContext
-from orchestrator.run.result import Epoch, Result
+from orchestrator.plans.points import Trial
+from orchestrator.runs.context import Reporter, WorkerContext
+from orchestrator.runs.result import Epoch, Result
 from orchestrator.scratch import sweep
+from orchestrator.spec.code import look_in
+from orchestrator.words import last_line
 
 # isort: split
 import ray
@@ -41,19 +45,20 @@ class Workload:
     load_trial_module: Callable[[WorkerContext, Cluster], Any]
 
 
-def train(config: dict[str, str], refs: list[Any]) -> None:
-    """Train one trial: the function that Tune calls in a worker, again and again.
+def train(config: dict[str, Any], refs: list[Any]) -> None:
+    """Train one leg of a trial: the function that Tune calls in a worker, again and again.
 
-    config: {"trial": its id}. refs: Ray's references to a Workload, to whether to stop, and to the driver's AWS keys.
+    config: the trial's id, and after how many epochs the leg ends. refs: Ray's references to a Workload, to whether to
+    stop, and to the driver's AWS keys.
     Each report is a dict with "epochs" and "lines", and with an "event" where there is one: "preparing", "ready",
-    "refused", "result", "stopped" or "worker too large".
+    "reached", "refused", "result", "stopped" or "worker too large".
     """
     workload_ref, stopping_ref, aws_keys_ref = refs
     workload: Workload = _fetch(workload_ref)
     _use_aws_keys(_fetch(aws_keys_ref))
     outbox = Outbox(workload.report_interval_s)
     try:
-        result = _train(workload.trials[config["trial"]], workload, outbox, stopping_ref)
+        result = _train(workload.trials[config["trial"]].leg(config["epochs"]), workload, outbox, stopping_ref)
     except BadInput as error:
         outbox.send(event="refused", why=str(error))
     else:
@@ -74,15 +79,47 @@ def _train(trial: Trial, workload: Workload, outbox: "Outbox", stopping_ref: Any
 
     def ready(unreadable: dict[int, str], epochs_done: float) -> None:
         # returns when the driver has taken it; by then it may have stopped the trial or the run
-        outbox.send(event="ready", trial=trial.id, unreadable=unreadable, epochs_done=epochs_done, **node)
+        outbox.send(
+            event="ready", trial=trial.id, until=trial.epochs, unreadable=unreadable, epochs_done=epochs_done, **node
+        )
 
     def preparing(what: str, done: int, images: int, made: int) -> None:
         facts = [what, done, images, made]  # not by name: Tune ends a trial that reports something as "done"
         outbox.send(event="preparing", trial=trial.id, facts=facts)
 
-    reporter = Reporter(preparing, ready, outbox.add, lambda: is_told_to_stop(stopping_ref), outbox.lines.append)
+    def reached(result: Result) -> None:
+        outbox.send(event="reached", result=result.model_dump_json())
+
+    def stopping() -> bool:
+        return is_told_to_stop(stopping_ref)
+
+    reporter = Reporter(preparing, ready, outbox.add, stopping, outbox.lines.append, reached)
     result: Result | None = trial_module.run_trial(trial, context, reporter, node)
     return result
+
+
+def ask_a_worker(context: WorkerContext, cluster: Cluster, stop: threading.Event, kill: threading.Event) -> list[bytes]:
+    """What the run's winner says of each test image; empty where it is told to stop meanwhile. Raises BadInput."""
+    with stop_signal(kill) as signal:
+        refs = [ray.put((context, cluster)), signal.stopping, signal.aws_keys]
+        judge = ray.remote(num_cpus=cluster.cpus_per_trial, num_gpus=cluster.gpus_per_trial, max_retries=3)(_judge)
+        answer = judge.remote(refs)
+        while not ray.wait([answer], timeout=1)[0]:
+            if stop.is_set() or kill.is_set():
+                return []
+        try:
+            return [ray.get(answer)]
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, BadInput) else BadInput(last_line(error))) from None
+
+
+def _judge(refs: list[Any]) -> bytes:
+    context, cluster = _fetch(refs[0])
+    _use_aws_keys(_fetch(refs[2]))
+    load_trial_module(context, cluster)
+    from orchestrator.train.judge import judge_test_images
+
+    return judge_test_images(context)
 
 
 class Outbox:
@@ -123,6 +160,7 @@ def load_trial_module(context: WorkerContext, cluster: Cluster) -> Any:
     os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
     from orchestrator.train import trial
 
+    look_in(context.networks.folder)
     trial.use_device(context.spec.resources.cpus_per_trial, cluster.gpu_limit_mb)
     return trial
 

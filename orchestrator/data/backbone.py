@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import io
 import json
 import os
 import zipfile
@@ -13,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.data.unpacking import read_config
 from orchestrator.errors import BadInput
 from orchestrator.spec.axes import AXIS_PATHS, backbone_names, models
 from orchestrator.spec.backbones import APPLICATIONS, Pretrained, is_file, preprocessing_by_name
-from orchestrator.spec.code import read_code
+from orchestrator.spec.code import lies_in, look_in, read_code
 from orchestrator.spec.networks import Networks
 from orchestrator.spec.sections import NO_BACKBONE, Backbone, Spec
 from orchestrator.store import Missing, Store, open_store
@@ -40,12 +40,14 @@ class WeightsFile:
         return data
 
 
-def find_networks(spec: Spec) -> tuple[Networks, dict[str, WeightsFile]]:
+def find_networks(spec: Spec, folder: str = ".") -> tuple[Networks, dict[str, WeightsFile]]:
     """What the trials of a spec are made of; and the file of each backbone whose weights Keras does not fetch, by name.
 
-    Runs and loads none of it. Raises BadInput where code or a file is missing, or cannot be what it should be.
+    folder: where the code may lie besides the current folder. Runs and loads none of it. Raises BadInput where code or
+    a file is missing, or cannot be what it should be.
     """
     arguments = [axis for axis in spec.axes if axis not in AXIS_PATHS]
+    look_in(folder)
     codes = {model: read_code(model, arguments) for model in models(spec)}
     backbones, files = {}, {}
     for name in backbone_names(spec):
@@ -54,7 +56,8 @@ def find_networks(spec: Spec) -> tuple[Networks, dict[str, WeightsFile]]:
             backbones[name], file = _find(section.model_copy(update={"name": name}))
             if file:
                 files[name] = file
-    return Networks(codes, backbones), files
+    beside = any(lies_in(folder, model) for model in codes)
+    return Networks(codes, backbones, folder if beside else "."), files
 
 
 def _find(backbone: Backbone) -> tuple[Pretrained, WeightsFile | None]:
@@ -106,8 +109,7 @@ def _read(uri: str, must_be: str) -> tuple[WeightsFile, bytes]:
 def _config(data: bytes, name: str) -> dict[str, Any]:
     """What a .keras file says of its model."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as parts:
-            config = json.loads(parts.read("config.json"))
+        config = json.loads(read_config(data))
         if all(isinstance(layer["config"], dict) for layer in config["config"]["layers"]):
             return dict(config)
     except (zipfile.BadZipFile, zlib.error, RuntimeError, KeyError, ValueError, TypeError, AttributeError):

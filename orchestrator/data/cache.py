@@ -1,19 +1,21 @@
 """Cache: the decoded images of one index on one node, one memory-mapped array shared by every trial there."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from orchestrator import machine
 from orchestrator.data.arrays import Wanted, open_array
 from orchestrator.data.index import Index
 from orchestrator.spec.sections import Data, is_streamed
 from orchestrator.store import Store
 
-_FORMAT = 1  # raise it whenever the same image would decode to other pixels
+# Raise it whenever the same image would decode to other pixels. That of shards is one more: before, they were now and
+# then read in another order than that of the index.
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ def open_cache(
     only the list of its bad images is kept. say: called with a line that a person should read. stopping: see
     open_array. Raises BadInput if the disk is too small, StoreError if a read fails.
     """
-    identity = f"{_FORMAT} {store.uri} {index.digest} {data.image_size} {data.resize}"
+    known = index.content is not None and not index.content.null_count  # the same bytes are the same wherever they lie
+    identity = f"{_FORMAT + index.packed} {'' if known else store.uri} {index.digest} {data.image_size} {data.resize}"
+    identity += " exif" if data.exif == "apply" else ""  # without it as it was before there was a choice
     streamed = is_streamed(data, len(index))
     name = hashlib.sha256(identity.encode()).hexdigest()[:32] + ("-checked" if streamed else "")
     shape = None if streamed else (len(index), *data.image_size, 3)
@@ -60,8 +64,8 @@ def _fill(images: np.ndarray | None, index: Index, store: Store, data: Data) -> 
 
     bad: dict[int, str] = {}
     encoded = stream.Encoded(index, store)
-    threads = 2 * (os.cpu_count() or 1)  # some of them wait for the network
-    for rows, content in stream.decoded(encoded, len(index), data.image_size, data.resize, threads):
+    threads = 2 * machine.cpus()  # some of them wait for the network
+    for rows, content in stream.decoded(encoded, len(index), data.image_size, data.resize, threads, data.exif):
         if isinstance(content, str):
             bad[int(rows)] = content
         elif images is not None:

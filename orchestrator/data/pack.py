@@ -14,14 +14,17 @@ import os
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from orchestrator.data.index import Index, build_index, describe_bad
+from orchestrator.data.index import Index, describe_bad
+from orchestrator.data.indexing import build_index
+from orchestrator.data.layout import SPLITS, TEST, TRAINING, VALIDATION
 from orchestrator.data.shards import open_shard
 from orchestrator.errors import BadInput
 from orchestrator.spec.sections import Data
@@ -62,12 +65,23 @@ def cut(sizes: Sequence[int], limit: int) -> list[range]:
 
 def lay_out(index: Index, shard_bytes: int) -> tuple[Shard, ...]:
     """Which image goes into which shard. Pure: the same images and shard size give the same shards."""
-    runs = cut(index.table["size"].to_pylist(), shard_bytes)
-    tags = (hashlib.sha256(f"{index.digest} {shard_bytes} {i}".encode()).hexdigest() for i in range(len(runs)))
-    return tuple(
-        Shard(f"shard-{i:05}-of-{len(runs):05}.parquet", tag.encode(), rows)
-        for i, (tag, rows) in enumerate(zip(tags, runs, strict=True))
-    )
+    sizes, splits = index.table["size"].to_pylist(), _given(index)
+    shards: list[Shard] = []
+    for split in np.unique(splits).tolist():
+        first, end = np.searchsorted(splits, [split, split + 1]).tolist()
+        runs = cut(sizes[first:end], shard_bytes)
+        name = SPLITS[split] if index.given else "shard"
+        for i, run in enumerate(runs):
+            tag = hashlib.sha256(f"{index.digest} {shard_bytes} {len(shards)}".encode()).hexdigest()
+            rows = range(first + run.start, first + run.stop)
+            shards.append(Shard(f"{name}-{i:05}-of-{len(runs):05}.parquet", tag.encode(), rows))
+    return tuple(shards)
+
+
+def _given(index: Index) -> np.ndarray:
+    """(images,) what each image came for, ascending once the images are in order; all alike where nothing is given."""
+    part = np.where(index.part == TEST, TEST, np.where(index.part == 0, VALIDATION, TRAINING))
+    return np.where(np.isin(part, index.given), part, TRAINING)
 
 
 def pack(src: Store, dst: Store, shard_mb: int, skip_bad: bool, console: Console) -> None:
@@ -138,7 +152,10 @@ def _images(src: Store, dst: Store, skip_bad: bool) -> Index:
         raise BadInput(f"SRC must hold images as <class>/<image>, got Parquet shards in {src.uri}: they are packed")
     if index.bad and not skip_bad:
         raise BadInput(describe_bad(index.bad).replace("--set data.on_bad_image=skip", "--skip-bad"))
-    return index
+    if index.grouped:
+        raise BadInput(f"SRC must hold images without groups, got some in {index.what}: shards would forget them")
+    order = np.argsort(_given(index), kind="stable")
+    return replace(index, table=index.table.take(order), part=index.part[order], content=None)
 
 
 def _mb(objects: Iterable[Object]) -> str:

@@ -145,7 +145,7 @@ def _batches(source: Source, order: tf.Tensor, batch_size: int, matrices: tf.Ten
         tf.data.Dataset.from_generator(encoded.chunks, args=(order,), output_signature=CHUNK)
         .prefetch(1)  # the next chunk is read while this one is decoded
         .unbatch()
-        .map(_plain(lambda row, blob: (row, decode(blob, size, resize))), num_parallel_calls=parallel)
+        .map(_plain(lambda row, blob, turn: (row, decode(blob, turn, size, resize))), num_parallel_calls=parallel)
         .batch(batch_size)
         .map(_plain(lambda picked, images: _finish(source, matrices, picked, images)))
     )

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.data.unpacking import MOST_BYTES, read_parquet, unpacked_bytes
 from orchestrator.errors import BadInput
 from orchestrator.store import Object, Store
 
-_ROW_GROUP_BYTES = 2 * 10**9  # a row group is unpacked as a whole; ours have about ten MB
+_IMAGE = ["image.bytes"]
+_PACKS_WELL = 4  # times: encoded images hardly pack at all
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last for names of columns that are not UTF-8
 
 
@@ -31,16 +33,21 @@ def _refuse_bomb(shard: Object, metadata: pq.FileMetaData) -> None:
     """Raise BadInput for a small file that would fill the memory when unpacked."""
     groups = (metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
     largest = max(groups, default=0)
-    if metadata.num_rows > shard.size or largest > _ROW_GROUP_BYTES:
+    if metadata.num_rows > shard.size or largest > MOST_BYTES:
         raise BadInput(
-            f"{shard.key} must have fewer rows than bytes and row groups of at most {_ROW_GROUP_BYTES / 1e9:.0f} GB "
+            f"{shard.key} must have fewer rows than bytes and row groups of at most {MOST_BYTES / 1e9:.0f} GB "
             f"unpacked, got {metadata.num_rows} rows in {shard.size} bytes and {largest / 1e9:.1f} GB: pack it anew"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """Where the images of one row group are: `rows` images, in `length` bytes of a shard from byte `start` on."""
+    """Where the images of one row group are: `rows` images, in `length` bytes of a shard from byte `start` on.
+
+    Attributes:
+        held: Bytes that it counts for in a window: its length, by which older runs drew their order, but where it
+            unpacks to much more.
+    """
 
     shard: Object
     metadata: pq.FileMetaData
@@ -48,17 +55,18 @@ class RowGroup:
     start: int
     length: int
     rows: int
+    held: int
 
-    def images(self, data: memoryview) -> pa.Array:
+    def images(self, data: memoryview) -> pa.ChunkedArray:
         """The encoded images in `data`, the bytes read from there. Raises BadInput if they are damaged."""
         try:
             read = _Ranged(self.shard, lambda at, size: data[at - self.start : at - self.start + size])
             source = pa.PythonFile(read, mode="r")
             with pq.ParquetFile(source, metadata=self.metadata) as parquet:
-                table = parquet.read_row_group(self.number, columns=["image.bytes"], use_threads=False)
+                table = read_parquet(parquet, _IMAGE, [self.number])
         except UNREADABLE as error:
             raise BadInput(not_parquet(self.shard, error)) from None
-        return table["image"].combine_chunks().field("bytes")
+        return pa.chunked_array([piece.field("bytes") for piece in table["image"].chunks])
 
 
 def row_groups(shards: Sequence[Object], store: Store) -> tuple[RowGroup, ...]:
@@ -70,11 +78,13 @@ def row_groups(shards: Sequence[Object], store: Store) -> tuple[RowGroup, ...]:
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
             columns = (group.column(i) for i in range(group.num_columns))
-            column = next(column for column in columns if column.path_in_schema == "image.bytes")
+            column = next(column for column in columns if column.path_in_schema in _IMAGE)
             start = column.data_page_offset
             if column.has_dictionary_page:
                 start = min(start, column.dictionary_page_offset)
-            groups.append(RowGroup(shard, metadata, number, start, column.total_compressed_size, group.num_rows))
+            unpacked, length = unpacked_bytes(metadata, number, _IMAGE)
+            held = unpacked if unpacked > _PACKS_WELL * length else length
+            groups.append(RowGroup(shard, metadata, number, start, length, group.num_rows, held))
     return tuple(groups)
 
 

@@ -10,12 +10,18 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from orchestrator.board.verdict import sentences
-from orchestrator.board.views import by_config, compare, effects, sort_board, verdict, where
-from orchestrator.display.opening import read_board, read_history, read_shared, run_names
+from orchestrator.board.classes import for_reading
+from orchestrator.board.sentences import sentences
+from orchestrator.board.table import facts
+from orchestrator.board.views import by_config, compare_runs, effects, sort_board, verdict, where
+from orchestrator.display.opening import open_run, read_board, read_history, read_predictions, read_shared, run_names
 from orchestrator.display.table import as_csv, as_json, as_markdown, as_rich
+from orchestrator.display.winner import read_winner, say_test
 from orchestrator.errors import BadInput
-from orchestrator.terminal import make_console
+from orchestrator.runs.folder import VALIDATION
+from orchestrator.runs.lease import Vigil
+from orchestrator.terminal import make_console, write
+from orchestrator.words import plural, printable
 
 _REFRESH_S = 2.0
 
@@ -33,7 +39,7 @@ class View:
 
     Attributes:
         where: Conditions that every row must meet.
-        by_config: One row for all seeds. effects: one row per axis and value.
+        by_config: One row for all seeds. effects: one row per axis and value. classes: one row per class.
         sort: Column to order by, in place of the rank.
         top: Show only so many rows.
     """
@@ -41,56 +47,98 @@ class View:
     where: tuple[str, ...] = ()
     by_config: bool = False
     effects: bool = False
+    classes: bool = False
     compare: bool = False
     sort: str | None = None
     top: int | None = None
 
 
 def print_board(runs: list[str], view: View, format: Format, watch: bool) -> None:
-    """Print the board of these runs. watch: again and again until no point is pending or running, or Ctrl-C.
+    """Print the board of these runs.
+
+    watch: again and again until no point is pending or running, no driver is at work on them, or Ctrl-C.
 
     Raises BadInput.
     """
     if view.compare != (len(runs) > 1):
         raise BadInput(f"RUN must be one run folder, or several with --compare, got {' '.join(runs)}")
-    if view.by_config and view.effects:
-        raise BadInput("--by-config and --effects are two views: give one of them")
+    options = {"--by-config": view.by_config, "--effects": view.effects, "--classes": view.classes}
+    if len(given := [name for name, is_given in options.items() if is_given]) > 1:
+        raise BadInput(f"{given[0]} and {given[1]} are two views: give one of them")
+    if view.classes and (view.compare or watch):
+        raise BadInput(f"--classes is of the winner of one run: leave {'--watch' if watch else '--compare'} out")
     if watch and format is not Format.table:
         raise BadInput(f"--watch prints a table, got --format {format}: leave one of them out")
     if format is Format.table:
         _print_table(runs, view, watch, make_console())
     else:
         _, table, _ = _look(runs, view, with_verdict=False)
-        print({Format.csv: as_csv, Format.json: as_json, Format.markdown: as_markdown}[format](table))
+        write({Format.csv: as_csv, Format.json: as_json, Format.markdown: as_markdown}[format](table))
 
 
-def _look(runs: list[str], view: View, with_verdict: bool = True) -> tuple[pa.Table, pa.Table, str]:
-    """The whole board, the view of it, and what to say below it."""
+def _look(runs: list[str], view: View, with_verdict: bool = True) -> tuple[pa.Table, pa.Table, list[str]]:
+    """The whole board, the view of it, and the lines below it."""
     boards = [read_board(run) for run in runs]
-    whole = compare(run_names(runs), boards, [*map(read_shared, runs)]) if view.compare else boards[0]
-    chosen, note = where(whole, view.where), ""
+    if view.classes:
+        return _look_at_classes(runs[0], boards[0], view, with_verdict)
+    whole = compare_runs(run_names(runs), boards, [*map(read_shared, runs)]) if view.compare else boards[0]
+    chosen, lines = where(whole, view.where), list[str]()
     if view.effects:
-        table, note = effects(chosen)
+        table, line = effects(chosen, pa.concat_tables(map(read_history, runs), promote_options="default"))
+        lines = [line]
     else:
-        table = by_config(chosen) if view.by_config else chosen
+        predictions = None if view.compare else read_predictions(runs[0])  # other runs may have other images
+        table = by_config(chosen, predictions) if view.by_config else chosen
     if with_verdict and not view.effects:
         history = pa.concat_tables(map(read_history, runs), promote_options="default")
-        found = verdict(chosen, history)
-        note = "\n".join(sentences(found)) if found else ""
+        found = verdict(chosen, history, predictions)
+        race = _other_images(runs) if view.compare else facts(boards[0]).get("race", [])
+        test = [] if view.compare else say_test(open_run(runs[0]), boards[0])
+        lines = [*sentences(found), *race, *test] if found else []
     table = sort_board(table, view.sort) if view.sort else table
-    return whole, table.slice(0, view.top) if view.top else table, note
+    return whole, table.slice(0, view.top) if view.top else table, lines
+
+
+def _other_images(runs: list[str]) -> list[str]:
+    """That the runs were not judged by the same images, where that is so."""
+    judged_by = {(shared.get("index"), shared.get("split")) for shared in map(read_shared, runs)}
+    if len(judged_by) == 1:
+        return []
+    return ["these runs have other images, or another split of them: their figures compare as far as these are alike"]
+
+
+def _look_at_classes(run: str, board: pa.Table, view: View, for_people: bool) -> tuple[pa.Table, pa.Table, list[str]]:
+    winner = read_winner(open_run(run))
+    if winner is None:
+        raise BadInput(
+            f"--classes needs the predictions of the winner's model, and {run} has no {VALIDATION}, which a run writes "
+            f"when it ends: run the grid again, without --export-models none"
+        )
+    table = where(winner.table(board), view.where)
+    table = (sort_board(table, view.sort) if view.sort else table).slice(0, view.top)
+    return board, for_reading(table) if for_people else table, winner.says(board)
 
 
 def _print_table(runs: list[str], view: View, watch: bool, console: Console) -> None:
-    whole, table, note = _look(runs, view)
+    vigil = Vigil([open_run(run).store for run in runs])
+    over = vigil.is_over()  # before the board is read: a driver that has ended has written its last one
+    whole, table, lines = _look(runs, view)
     if watch:
         with contextlib.suppress(KeyboardInterrupt), Live(console=console, transient=True, auto_refresh=False) as live:
-            while {"pending", "running"} & set(whole["status"].to_pylist()):
-                live.update(_with_note(table, note, console.width), refresh=True)
+            while _left(whole) and not over:
+                live.update(_with_lines(table, lines, console.width), refresh=True)
                 time.sleep(_REFRESH_S)
-                whole, table, note = _look(runs, view)
-    console.print(_with_note(table, note, console.width))
+                over = vigil.is_over()
+                whole, table, lines = _look(runs, view)
+    if over and (left := _left(whole)):
+        lines = [*lines, f"no driver is at work on it: the same grid command trains the {plural(left, 'point')} left"]
+    console.print(_with_lines(table, lines, console.width))
 
 
-def _with_note(table: pa.Table, note: str, width: int) -> Group:
-    return Group(as_rich(table, width), *([Text(f"\n{note}")] if note else []))
+def _left(board: pa.Table) -> int:
+    """How many points are pending or running."""
+    return sum(status in ("pending", "running") for status in board["status"].to_pylist())
+
+
+def _with_lines(table: pa.Table, lines: list[str], width: int) -> Group:
+    return Group(as_rich(table, width), *(Text(printable(line)) for line in ["", *lines] if lines))

@@ -20,16 +20,17 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator import __version__
+from orchestrator.board.classes import for_reading
 from orchestrator.board.effects import describe_effects, main_effects
 from orchestrator.board.estimates import spread
+from orchestrator.board.sentences import sentences
 from orchestrator.board.table import facts
-from orchestrator.board.verdict import sentences
-from orchestrator.board.views import by_config, curves, fold, verdict
-from orchestrator.display.opening import read_board, read_history
+from orchestrator.board.views import by_config, common_rung, curves, fold, verdict
+from orchestrator.display.opening import read_board, read_history, read_predictions
 from orchestrator.display.table import columns
-from orchestrator.errors import BadInput
-from orchestrator.metrics import METRICS, recorded, shown
-from orchestrator.run.folder import BEST, DATASET, REPORT, SKIPPED, SPEC, VALIDATION, Run, read_parquet
+from orchestrator.display.winner import Winner, read_json, read_winner, say_test
+from orchestrator.metrics import METRICS, Metric, recorded
+from orchestrator.runs.folder import BEST, DATASET, REPORT, SKIPPED, SPEC, Run
 from orchestrator.words import now
 
 _MOST_EPOCHS = 100_000  # in all curves together, about 3 MB; more are thinned out
@@ -47,34 +48,39 @@ def gather(run: Run) -> dict[str, Any]:
     table = read_board(run.store.uri)
     history = read_history(run.store.uri)
     about = facts(table)
-    found = verdict(table, history)
-    best = _read_json(run, f"models/{BEST}.json")
-    dataset = _read_json(run, DATASET)
-    skipped = _read_json(run, SKIPPED) or []
+    predictions = read_predictions(run.store.uri)
+    found = verdict(table, history, predictions)
+    best, dataset = read_json(run, f"models/{BEST}.json"), read_json(run, DATASET)
+    skipped, winner = read_json(run, SKIPPED) or [], read_winner(run)
     spec = run.read_if_there(SPEC)
-    several_seeds = len(set(table["seed"].to_pylist())) > 1
-    listed = dict.fromkeys(["rank", about["metric"], *columns(table, ["peak_memory_mb"])])
+    folded = by_config(table, predictions)
+    several_draws = len(set(table["seed"].to_pylist())) > 1 or "fold" in table.column_names
+    listed = dict.fromkeys(["rank", "score", about["metric"], *columns(table, ["peak_memory_mb"])])
     return {
         "name": run.store.uri.rstrip("/").rpartition("/")[2],
         "written": now(),
-        "metric": about["metric"],
-        "metrics": {name: {"higher": m.better == "higher", "decimals": m.decimals} for name, m in METRICS.items()},
+        "metric": "score",
+        "score_of": about["metric"],
+        "score_is": _score_is(METRICS[about["metric"]]),
+        "metrics": {
+            name: {"higher": m.better == "higher", "decimals": m.decimals}
+            for name, m in [*METRICS.items(), ("score", METRICS[about["metric"]])]
+        },
         "charts": [
             {"training": METRICS[name].training_twin, "validation": name}
-            for name in shown("board")
-            if METRICS[name].computed_from in ("validation", "predictions")
+            for name in dict.fromkeys([METRICS[about["metric"]].recorded, "val_accuracy", "val_loss"])
         ],
         "axes": about["axes"],
-        "verdict": sentences(found) if found else [],
-        "score": spread(found.best.score) if found else None,
+        "verdict": [*sentences(found), *about.get("race", []), *say_test(run, table)] if found else [],
+        "best_score": spread(found.best.score) if found else None,
         "overfitting": found.overfitting.epoch if found and found.overfitting else None,
         "best_trials": found.best.trial_ids if found else [],
         "board": _columnar(table, list(listed)),
-        "configurations": _columnar(folded := by_config(table), folded.column_names) if several_seeds else None,
+        "configurations": _columnar(folded, folded.column_names) if several_draws else None,
         "curves": _curves(history),
-        "effects": _effects(table, about["axes"]),
+        "effects": _effects(table, history, about["axes"]),
         "model": best,
-        "validation": _validation(run, best["classes"]) if best else None,
+        "validation": _validation(winner, table) if winner else None,
         "dataset": dataset,
         "skipped": {"count": len(skipped), "first": skipped[:_MOST_SKIPPED]},
         "spec": spec.decode(errors="replace") if spec else None,
@@ -83,6 +89,12 @@ def gather(run: Run) -> dict[str, Any]:
             "this page": f"orchestrator {__version__}, plotly {version('plotly')}",
         },
     }
+
+
+def _score_is(metric: Metric) -> str:
+    if metric.best_of:
+        return f"its best {metric.best_of} after any epoch"
+    return f"the mean of {metric.name} over the last fifth of its epochs, up to the one that gives it its model"
 
 
 def page(data: Mapping[str, Any]) -> str:
@@ -134,12 +146,13 @@ def _curves(history: pa.Table) -> dict[str, Any]:
     return found
 
 
-def _effects(table: pa.Table, axes: Sequence[str]) -> dict[str, Any] | None:
-    found = main_effects(fold(table), axes)
+def _effects(table: pa.Table, history: pa.Table, axes: Sequence[str]) -> dict[str, Any] | None:
+    board, epochs = common_rung(table, history)
+    found = main_effects(fold(board), [axis for axis in axes if axis in board.column_names])
     if found is None:
         return None
     return {
-        "note": describe_effects(found),
+        "note": describe_effects(found, epochs),
         "rest": found.rest,
         "axes": [
             {
@@ -155,38 +168,13 @@ def _effects(table: pa.Table, axes: Sequence[str]) -> dict[str, Any] | None:
     }
 
 
-def _validation(run: Run, classes: Sequence[str]) -> dict[str, Any] | None:
-    """The winner's confusion matrix (rows: the true class), and the images that it got most wrong, worst first."""
-    data = run.read_if_there(VALIDATION)
-    if data is None:
-        return None
-    try:
-        rows = read_parquet(data).to_pylist()
-    except (pa.ArrowException, OSError):
-        raise BadInput(
-            f"{VALIDATION} in {run.store.uri} is damaged: run the grid again to have it made anew, or delete it"
-        ) from None
-    place = {name: i for i, name in enumerate(classes)}
-    matrix = [[0] * len(classes) for _ in classes]
-    for row in rows:
-        matrix[place[row["label"]]][place[row["predicted"]]] += 1
-    worst = [
-        {
-            "path": row["path"],
-            "label": row["label"],
-            "predicted": row["predicted"],
-            "probability": row["probabilities"][place[row["label"]]],
-            "png": base64.b64encode(row["thumbnail"]).decode(),
-        }
-        for row in rows
-        if row["thumbnail"]
-    ]
-    return {"classes": list(classes), "matrix": matrix, "worst": sorted(worst, key=lambda each: each["probability"])}
-
-
-def _read_json(run: Run, key: str) -> Any:
-    data = run.read_if_there(key)
-    try:
-        return json.loads(data) if data else None
-    except ValueError:
-        raise BadInput(f"{key} in {run.store.uri} must be JSON: run the grid again to write it anew") from None
+def _validation(winner: Winner, board: pa.Table) -> dict[str, Any]:
+    """The winner's confusion matrix (rows: the true class), its figures by class, and its worst images."""
+    table = for_reading(winner.table(board))
+    return {
+        "classes": winner.classes,
+        "matrix": winner.matrix.tolist(),
+        "says": winner.says(board),
+        "figures": _columnar(table, table.column_names),
+        "worst": winner.worst(),
+    }

@@ -26,7 +26,7 @@ def as_rich(board: pa.Table, width: int) -> Table | Group:
     If not all of them fit, the least important ones are left out, and a line below says which. Numbers never wrap.
     """
     names = columns(board)
-    cells = {name: [_cell(value, name) for value in board[name].to_pylist()] for name in names}
+    cells = {name: [cell(value, name) for value in board[name].to_pylist()] for name in names}
     texts = {name for name in names if board.schema.field(name).type == pa.string()}
     wide = {name: max(cell_len(text) for text in (name, *cells[name])) for name in names}
     wide |= {name: min(wide[name], max(cell_len(name), _TEXT_CELLS)) for name in texts}
@@ -40,7 +40,11 @@ def as_rich(board: pa.Table, width: int) -> Table | Group:
     for name in wide:
         left = name in texts and name not in facts(board)["axes"]
         table.add_column(
-            name, justify="left" if left else "right", no_wrap=name not in texts, overflow="fold", min_width=wide[name]
+            printable(name),
+            justify="left" if left else "right",
+            no_wrap=name not in texts,
+            overflow="fold",
+            min_width=wide[name],
         )
     for row in zip(*(cells[name] for name in wide), strict=True):
         table.add_row(*map(Text, row))  # Text: [brackets] in a cell are not markup
@@ -49,7 +53,7 @@ def as_rich(board: pa.Table, width: int) -> Table | Group:
     note = (
         f"too narrow for {', '.join(name for name in names if name in left_out)}: widen the terminal, or --format csv"
     )
-    return Group(table, Text(f"\n{note}"))
+    return Group(table, Text(""), Text(printable(note)))
 
 
 def columns(board: pa.Table, more: Sequence[str] = ()) -> list[str]:
@@ -63,12 +67,14 @@ def columns(board: pa.Table, more: Sequence[str] = ()) -> list[str]:
         "rank",
         *(name for name in about["axes"] if name in board.column_names),
         *(["seed"] if several_seeds else []),
+        *(["fold"] if "fold" in board.column_names else []),
+        *(["score"] if board["score"].to_pylist() != board[about["metric"]].to_pylist() else []),
         *([] if about["metric"] in metrics else [about["metric"]]),
         *metrics,
         *("best_epoch", "train_s", "images_per_s", *more),
         *(["cost_usd"] if any(board["cost_usd"].to_pylist()) else []),
         "status",
-        *(["error"] if any(board["error"].to_pylist()) else []),
+        *(name for name in ("error", "stopped_because") if any(board[name].to_pylist())),
     ]
 
 
@@ -79,14 +85,27 @@ def _least_important(board: pa.Table, names: Sequence[str]) -> list[str]:
     metrics = shown("table")[::-1]
     spreads = [name for name in names if name.endswith(("_std", "_low", "_high"))]
     axes = [name for name in about["axes"] if name in names]
-    order = ["images_per_s", "best_epoch", *settled, "configurations", *metrics, *spreads, "train_s", "error", "status"]
-    order += ["seeds", "verdict"]
-    order += [name for name in axes if len(set(board[name].to_pylist())) == 1]  # the same for all points
-    order += [*reversed(axes), "seed"]
-    return [name for name in dict.fromkeys(order) if name in names and name != about["metric"]]
+    order = [
+        "stopped_because",
+        "images_per_s",
+        "best_epoch",
+        *settled,
+        "configurations",
+        *metrics,
+        *spreads,
+        "train_s",
+        "error",
+        "status",
+    ]
+    order += ["seeds", "folds", "verdict"]
+    order += ["most_taken_for", "precision_95", "precision", "recall_95", "images"]  # of classes
+    order += [name for name in axes if len(set(map(str, board[name].to_pylist()))) == 1]  # the same for all points
+    order += [*reversed(axes), "fold", "seed"]
+    ranked_by = "score" if "score" in names else about["metric"]
+    return [name for name in dict.fromkeys(order) if name in names and name != ranked_by]
 
 
-def _cell(value: Any, name: str) -> str:
+def cell(value: Any, name: str) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -96,6 +115,10 @@ def _cell(value: Any, name: str) -> str:
             return f"{value:.1%}"
         if metric := of_column(name):
             return metric.text(value)
+        if name.partition("_")[0] == "score":
+            return f"{value:.4f}"
+        if name.partition("_")[0] in ("recall", "precision"):
+            return f"{value:.3f}"
         if name == "cost_usd":
             return f"{value:.4f}"
         return f"{value:.1f}" if name == "train_s" else f"{value:g}"
@@ -104,11 +127,15 @@ def _cell(value: Any, name: str) -> str:
 
 def as_markdown(board: pa.Table) -> str:
     names = [name for name in board.column_names if name not in ("point_id", "trial_id", "node", "device")]
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines = ["| " + " | ".join(map(_escaped, names)) + " |", "|" + "---|" * len(names)]
     for row in board.select(names).to_pylist():
-        cells = (re.sub(r"([\\|<\[*`])", r"\\\1", _cell(row[name], name)) for name in names)
+        cells = (_escaped(cell(row[name], name)) for name in names)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\|<\[*`])", r"\\\1", printable(text))
 
 
 def as_csv(board: pa.Table) -> str:

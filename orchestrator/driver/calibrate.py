@@ -23,18 +23,20 @@ from PIL import Image
 from orchestrator.data.arrays import cache_folder
 from orchestrator.data.backbone import find_networks
 from orchestrator.data.cache import open_cache
-from orchestrator.data.index import Index, build_index
+from orchestrator.data.index import Index
+from orchestrator.data.indexing import build_index
+from orchestrator.driver.summary import count
 from orchestrator.errors import BadInput
-from orchestrator.plan.forecast import FIRST_GUESS, Counts, Pace
-from orchestrator.plan.points import Trial, make_plan
-from orchestrator.run.context import WorkerContext
-from orchestrator.run.folder import Run
-from orchestrator.run.result import Epoch, Result
+from orchestrator.plans.forecast import FIRST_GUESS, Counts, Pace
+from orchestrator.plans.points import Trial, make_plan
+from orchestrator.runs.context import WorkerContext
+from orchestrator.runs.folder import Run
+from orchestrator.runs.result import Epoch, Result
 from orchestrator.scratch import scratch
 from orchestrator.spec.reading import validate
 from orchestrator.spec.sections import Data
 from orchestrator.store import Store, open_store
-from orchestrator.terminal import without_stderr
+from orchestrator.terminal import make_console, without_stderr
 from orchestrator.words import clock, now
 
 FILE = "calibration.json"
@@ -51,8 +53,8 @@ def read_pace() -> Pace:
         return FIRST_GUESS
 
 
-def calibrate(precisions: tuple[str, ...]) -> str:
-    """Measure how fast this machine trains, and keep it for the forecasts. Returns what a person should read of it.
+def calibrate(precisions: tuple[str, ...]) -> list[str]:
+    """Measure how fast this machine trains, and keep it for the forecasts. Returns lines that say so.
 
     Raises BadInput.
     """
@@ -78,7 +80,7 @@ def calibrate(precisions: tuple[str, ...]) -> str:
         f"{clock(pace.worker_start_s)} until workers train, {pace.trial_start_s:.1f} s more for each trial, "
         f"{1 / pace.fill_image_s:.0f} images/s into a node's cache; kept in {path}"
     )
-    return "\n".join([*lines, "", overheads])
+    return [*lines, "", overheads]
 
 
 def measure(precisions: tuple[str, ...]) -> Pace:
@@ -92,17 +94,20 @@ def measure(precisions: tuple[str, ...]) -> Pace:
         # here, so that reading a calibration does not load Ray, and the time to load it is measured
         from orchestrator.cluster.connect import connect
         from orchestrator.cluster.fanout import fan_out
+        from orchestrator.cluster.watch import InOrder
 
         with connect(validate(tree).resources) as cluster:
             spec = validate({**tree, "seeds": list(range(max(1, cluster.slots)))})
             images = open_store(spec.data.uri)
             index = build_index(images, spec.data)
-            counts = Counts(int((~index.validation).sum()), int(index.validation.sum()))
+            counts = count(index)
             plan = make_plan(spec, counts, index.digest, find_networks(spec)[0])
             seen = _Seen()
             run = Run(open_store(f"{folder}/run", create=True))
             never = threading.Event()
-            fan_out(WorkerContext(spec, index, images, run), cluster, plan.trials, seen, stop=never, kill=never)
+            fan_out(
+                WorkerContext(spec, index, images, run), cluster, InOrder(plan.trials), seen, stop=never, kill=never
+            )
         closing_s = time.monotonic() - seen.last_end_s
         if seen.why or not seen.results:
             raise BadInput(f"nothing could be measured: {seen.why or 'no trial ended'}")
@@ -158,8 +163,11 @@ class _Seen:
     ) -> bool:
         return True
 
+    def reached(self, result: Result) -> None:
+        pass
+
     def say(self, line: str) -> None:
-        print(line)
+        make_console().out(line)
 
     def over(self) -> bool:
         return bool(self.why)

@@ -10,9 +10,9 @@ from rich.console import Console
 from orchestrator.driver.state import RunState
 from orchestrator.driver.watch import GridWatch
 from orchestrator.errors import BadInput
-from orchestrator.plan.points import Trial
-from orchestrator.run.result import Epoch, Result
-from orchestrator.run.winner import place_models
+from orchestrator.plans.points import Trial
+from orchestrator.runs.result import Epoch, Result
+from orchestrator.runs.winner import place_models
 from orchestrator.words import plural
 
 if TYPE_CHECKING:
@@ -31,11 +31,12 @@ def finish_models(state: RunState, watch: GridWatch, cluster: "Cluster | None", 
     console.out(f"models: {plural(len(todo), 'model')} to make, from checkpoints or by training again")
     from orchestrator.cluster.connect import connect  # here, so that a finished run does not load Ray
     from orchestrator.cluster.fanout import fan_out
+    from orchestrator.cluster.watch import InOrder
 
     context = dataclasses.replace(state.context, models_only=True)
     with contextlib.nullcontext(cluster) if cluster else connect(context.spec.resources) as cluster:
         try:
-            fan_out(context, cluster, todo, RetrainingWatch(state.results, console), watch.stop, watch.kill)
+            fan_out(context, cluster, InOrder(todo), RetrainingWatch(state.results, console), watch.stop, watch.kill)
         except BadInput as error:  # the board is complete without models
             console.out(f"models: {error}")
     if not watch.stop.is_set() and state.holds_lease() and (left := place()):
@@ -78,6 +79,9 @@ class RetrainingWatch:
 
     def epoch(self, trial_id: str, epoch: Epoch) -> None:
         self._console.out(f"models: {trial_id} epoch {epoch.epoch}")
+
+    def reached(self, result: Result) -> None:
+        pass
 
     def ended(self, result: Result) -> None:
         before = self._results[result.trial_id].digests

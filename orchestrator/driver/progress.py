@@ -1,17 +1,19 @@
-"""Progress: a live table on a terminal, plain lines in a job log. Shows what the fan-out reports."""
+"""Progress: a live table on a terminal and in a notebook, plain lines in a job log. Shows what the fan-out reports."""
 
 import itertools
 import time
+from collections.abc import Collection
+from dataclasses import replace
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.metrics import METRICS, shown
-from orchestrator.plan.points import Plan, Trial
-from orchestrator.run.result import Epoch, Result
-from orchestrator.words import clock, label, plural
+from orchestrator.plans.points import Plan, Trial
+from orchestrator.runs.result import Epoch, Result
+from orchestrator.terminal import live
+from orchestrator.words import clock, plural
 
 _LINES = 12  # trials shown at once, however many run
 _LINE_S = 5.0  # between two lines on features
@@ -20,10 +22,19 @@ _LINE_S = 5.0  # between two lines on features
 class Progress:
     """Shows a run while it goes on. Use as a context manager around the fan-out.
 
-    todo: as plan.remaining gives it. metric: the spec's. slots: trials that run at once.
+    todo: as plan.remaining gives it. metric: the spec's. slots: trials that run at once. stopped: ids of those
+    that a race has stopped.
     """
 
-    def __init__(self, plan: Plan, todo: tuple[Trial, ...], metric: str, slots: int, console: Console) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        todo: Collection[Trial],
+        metric: str,
+        slots: int,
+        console: Console,
+        stopped: Collection[str] = (),
+    ) -> None:
         self._trials = {trial.id: trial for trial in plan.trials}
         self._todo = {trial.id: trial for trial in todo}  # longest first
         self._todo_s = sum(trial.forecast_s for trial in todo)
@@ -31,6 +42,8 @@ class Progress:
         self._running: dict[str, Epoch | None] = {}
         self._epochs_done: dict[str, float] = {}  # of running trials
         self._ended = self._failed = 0
+        self._stopped = set(stopped)
+        self._last_stop = ""
         self._best: tuple[float, str] | None = None
         self._features: dict[str, tuple[float, int]] = {}  # since when a trial's worker tells of them, and of how many
         self._preparing: dict[str, str] = {}  # what is shown of trials whose workers make features
@@ -38,21 +51,22 @@ class Progress:
         self._began = time.monotonic()
         self._pace = 1.0  # measured time / forecast time
         self._measured_s = self._forecast_s = 0.0
-        self._live = None
-        if console.is_terminal:
-            self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._table)
+        self._live = live(console, self._table)
 
     def __enter__(self) -> "Progress":
         if self._live:
-            self._live.start()
+            self._live.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live:
-            self._live.stop()
+            self._live.__exit__(None, None, None)
 
     def started(self, trial_id: str) -> None:
         self._running[trial_id] = None
+        self._stopped.discard(trial_id)  # a race may let it go on
+        if trial_id not in self._todo:  # or give a configuration another seed
+            self._await(self._trials[trial_id])
         self._slots = max(self._slots, len(self._running))  # nodes may have joined
 
     def preparing(self, trial_id: str, backbone: str, done: int, images: int, made: int) -> None:
@@ -77,28 +91,50 @@ class Progress:
         self._running[trial_id] = epoch
         self._epochs_done[trial_id] = epoch.epoch
         self._measured_s += epoch.train_s + epoch.validate_s
-        self._forecast_s += trial.forecast_s / trial.milestones[-1]
+        self._forecast_s += trial.forecast_s / trial.epochs
         self._pace = self._measured_s / self._forecast_s if self._forecast_s else 1.0
         value = epoch.metrics[self._metric.recorded]
         if self._best is None or self._metric.sign * value > self._metric.sign * self._best[0]:
-            self._best = (value, f"{label(trial.values, trial.seed)} epoch {epoch.epoch}")
+            self._best = (value, f"{trial.label} epoch {epoch.epoch}")
         self.say(
-            f"epoch {epoch.epoch}/{trial.milestones[-1]}  {label(trial.values, trial.seed)}  "
+            f"epoch {epoch.epoch}/{trial.epochs}  {trial.label}  "
             f"{'  '.join(f'{name} {_text(epoch, name)}' for name in shown('live'))}  {epoch.images_per_s:.0f} images/s"
         )
 
     def ended(self, result: Result) -> None:
         trial = self._trials[result.trial_id]
         self.put_back(result.trial_id)
-        if left := self._todo.pop(result.trial_id, None):
-            self._todo_s -= left.forecast_s
+        self._forget(result.trial_id)
+        if result.status == "ok" and result.epochs < trial.epochs:  # a leg of a race, which may go on
+            self._await(replace(trial, forecast_s=trial.left_s(result.epochs)))
+            self.say(f"rung {result.epochs}/{trial.epochs}  {trial.label}")
+            return
         self._ended += 1
         self._failed += result.status == "failed"
         what = f"failed: {result.error}" if result.status == "failed" else "ok"
-        self.say(
-            f"trial {self._ended}/{self._ended + len(self._todo)} {what}  {label(trial.values, trial.seed)}  "
-            f"{clock(self._left_s())} left"
-        )
+        self.say(f"trial {self._count()} {what}  {trial.label}  {clock(self._left_s())} left")
+
+    def stopped(self, trial_id: str, because: str) -> None:
+        """The race gives the trial no more epochs."""
+        if self._forget(trial_id):  # others were never counted in
+            self._stopped.add(trial_id)
+            trial = self._trials[trial_id]
+            self._last_stop = f"stopped last: {trial.label}, {because}"
+            line = f"trial {self._count()} stopped, {because}"
+            self.say(f"{line}  {trial.label}  {clock(self._left_s())} left")
+
+    def _await(self, trial: Trial) -> None:
+        self._todo[trial.id] = trial
+        self._todo_s += trial.forecast_s
+
+    def _forget(self, trial_id: str) -> bool:
+        left = self._todo.pop(trial_id, None)
+        self._todo_s -= left.forecast_s if left else 0.0
+        return left is not None
+
+    def _count(self) -> str:
+        done = self._ended + len(self._stopped)
+        return f"{done}/{done + len(self._todo)}"
 
     def put_back(self, trial_id: str) -> None:
         """The trial does not run any more."""
@@ -107,9 +143,9 @@ class Progress:
         self._preparing.pop(trial_id, None)
         self._epochs_done.pop(trial_id, None)
 
-    def expected_s(self, trial_id: str, epochs_done: float) -> float:
-        """Worker time that a trial still needs after so many epochs, in seconds, at the pace of the epochs so far."""
-        return self._trials[trial_id].left_s(epochs_done) * self._pace
+    def expected_s(self, leg: Trial, epochs_done: float) -> float:
+        """Worker time that a leg still needs after so many epochs, in seconds, at the pace of the epochs so far."""
+        return self._trials[leg.id].leg(leg.epochs).left_s(epochs_done) * self._pace
 
     def _left_s(self) -> float:
         """Seconds until everything is trained: the worker time left, spread over the slots, or the longest trial.
@@ -125,7 +161,7 @@ class Progress:
                 longest_s = max(longest_s, left_s)
         first = list(itertools.islice(self._todo, len(self._running) + 1))  # one of these waits, if any does
         if waiting := next((trial_id for trial_id in first if trial_id not in self._running), None):
-            longest_s = max(longest_s, self._todo[waiting].forecast_s)
+            longest_s = max(longest_s, todo.forecast_s if (todo := self._todo.get(waiting)) else 0.0)
         return max((self._todo_s - done_s) / self._slots, longest_s) * self._pace
 
     def say(self, line: str) -> None:
@@ -147,27 +183,29 @@ class Progress:
             trial = self._trials[trial_id]
             cells = (
                 (
-                    f"{epoch.epoch}/{trial.milestones[-1]}",
+                    f"{epoch.epoch}/{trial.epochs}",
                     *(_text(epoch, name) for name in names),
                     f"{epoch.images_per_s:.0f}",
                 )
                 if epoch
-                else (f"0/{trial.milestones[-1]}", *("-" for _ in names), "-")
+                else (f"0/{trial.epochs}", *("-" for _ in names), "-")
             )
-            table.add_row(label(trial.values, trial.seed), *cells)
+            table.add_row(trial.label, *cells)
         more = len(self._running) - _LINES
         best = (
-            f"best so far: {self._metric.recorded} {self._metric.text(self._best[0])} ({self._best[1]})"
+            f"best epoch so far: {self._metric.recorded} {self._metric.text(self._best[0])} ({self._best[1]})"
             if self._best
             else ""
         )
         status = (
-            f"{plural(self._ended, 'trial')} done, {len(self._running)} running, "
+            f"{plural(self._ended, 'trial')} done, {f'{len(self._stopped)} stopped, ' if self._stopped else ''}"
+            f"{len(self._running)} running, "
             f"{len(self._todo) - len(self._running)} waiting"
             f"{f', {self._failed} failed' if self._failed else ''}  {clock(time.monotonic() - self._began)} gone, "
             f"about {clock(self._left_s())} left"
         )
-        status = "\n".join([*list(self._preparing.values())[:_LINES], status])
+        stop = [self._last_stop] if self._last_stop else []
+        status = "\n".join([*list(self._preparing.values())[:_LINES], *stop, status])
         return Group(table, *([Text(f"and {more} more")] if more > 0 else []), Text(best), Text(status))
 
 

@@ -1,13 +1,17 @@
-"""Signals: what Ctrl-C and SIGTERM do while a command runs."""
+"""Signals: what Ctrl-C, SIGTERM and a closed terminal do while a command runs."""
 
 import contextlib
 import signal
+import threading
 from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
 def on_signals(act: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM call `act`; a second one raises KeyboardInterrupt; the next ones do what they did before."""
+    """Ctrl-C, SIGTERM and SIGHUP call `act`; a second one raises KeyboardInterrupt; the next do what they did before.
+
+    Where SIGHUP is ignored, as under nohup, it stays so.
+    """
 
     def once(number: int, frame: object) -> None:
         install(twice)
@@ -25,7 +29,12 @@ def on_signals(act: Callable[[], None]) -> Iterator[None]:
         for each, handler in old.items():
             signal.signal(each, handler)
 
-    old = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield
+        return
+    old = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if old[signal.SIGHUP] is signal.SIG_IGN:
+        del old[signal.SIGHUP]
     install(once)
     try:
         yield

@@ -2,19 +2,25 @@
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from orchestrator.board.table import build_board, build_history
+from orchestrator.board.table import build_board, build_history, build_predictions
 from orchestrator.errors import BadInput
-from orchestrator.plan.points import Plan, Point
-from orchestrator.run.context import WorkerContext
-from orchestrator.run.folder import KeepModels
-from orchestrator.run.lease import Lease
-from orchestrator.run.result import Result
-from orchestrator.run.winner import delete_beaten, leading_point, trained_points
+from orchestrator.plans.points import Plan, Point, Trial, remaining
+from orchestrator.race.course import Course, run_course
+from orchestrator.race.describe import describe_course, sum_up
+from orchestrator.runs.checkpoints import KeepCheckpoints, delete_checkpoints
+from orchestrator.runs.context import WorkerContext
+from orchestrator.runs.folder import BOARD, HISTORY, PREDICTIONS, KeepModels
+from orchestrator.runs.lease import Lease
+from orchestrator.runs.result import Result, lacks
+from orchestrator.runs.winner import delete_beaten, leading_point, trained_points
 from orchestrator.store import StoreError
 from orchestrator.tracking.tensorboard import write_events
+from orchestrator.words import plural
 
 
 class RunState:
@@ -26,29 +32,86 @@ class RunState:
         lease: The right to write the run folder; None until it is taken, and nothing is written before.
     """
 
-    def __init__(self, context: WorkerContext, plan: Plan, results: Mapping[str, Result]) -> None:
-        self.context, self.plan = context, plan
+    def __init__(
+        self,
+        context: WorkerContext,
+        plan: Plan,
+        results: Mapping[str, Result],
+        keep_checkpoints: KeepCheckpoints = KeepCheckpoints.all,
+    ) -> None:
+        self.context, self.plan, self.keep_checkpoints = context, plan, keep_checkpoints
         self.results = dict(results)
         self.running: set[str] = set()
         self.lease: Lease | None = None
+        self._course: tuple[tuple[int, ...], Course | None] = ((), None)
         self._next_write_s = 0.0
+        index = context.index
+        counts = np.bincount(index.labels[index.judged], minlength=len(index.classes))
+        self._classes = dict(zip(index.classes, counts.tolist(), strict=True))
 
     @property
     def done(self) -> dict[str, int]:
         """Trial id -> epochs that its result covers."""
         return {trial_id: result.epochs for trial_id, result in self.results.items() if result.status == "ok"}
 
+    def add(self, result: Result) -> None:
+        """A leg has ended, or a milestone is reached. What failed leaves what came before it as it was."""
+        before = self.results.get(result.trial_id)
+        if before and result.status == "failed":
+            told = {name: value for name, value in result if value not in (None, [], {})}
+            result = before.model_copy(update=told)
+        if not (before and before.status == "ok" and result.status == "ok" and before.epochs >= result.epochs):
+            self.results[result.trial_id] = result
+
+    def check_metric(self) -> None:
+        """Raise BadInput where results do not have what ranks the points."""
+        metric, own = self.context.spec.metric, [trial.id for trial in self.plan.trials if trial.id in self.results]
+        if lacking := sum(lacks(self.results[trial_id].history, metric) for trial_id in own):
+            raise BadInput(
+                f"metric {metric} must be recorded in every result, and {lacking} of {plural(len(own), 'trial')} in "
+                f"{self.context.run.store.uri} lack it, as an older version trained them: rank by another, such as "
+                f"--set metric=val_accuracy, or train them anew under another --name"
+            )
+
+    @property
+    def course(self) -> Course | None:
+        """How the race stands; None where there is none."""
+        if self.context.spec.race is None:
+            return None
+        found = self.results.values()
+        state = (len(found), sum(result.epochs for result in found), sum(result.status == "ok" for result in found))
+        if self._course[0] != state:
+            self._course = state, run_course(self.context.spec, self.plan, self.results)
+        return self._course[1]
+
+    @property
+    def left(self) -> tuple[Trial, ...]:
+        """What may be trained now, in the order in which it starts: legs of the race, or all that remains."""
+        return self.course.legs if self.course else remaining(self.plan, self.done)
+
     @property
     def board(self) -> pa.Table:
         """The leaderboard as it stands now."""
-        spec = self.context.spec
-        stopping = spec.train.early_stopping
-        return build_board(self.plan, self.results, self.running, spec.metric, stopping, spec.resources)
+        spec, course = self.context.spec, self.course
+        about: dict[str, Any] = {"classes": self._classes}
+        if course is None:
+            return build_board(spec, self.plan, self.results, self.running, about=about)
+        stopped = {trial_id: stop.because for trial_id, stop in course.stopped.items()}
+        about |= {"race": sum_up(course, spec, self.plan), "looks": course.looks, "first_seed": spec.seeds[0]}
+        return build_board(spec, self.plan, self.results, self.running, stopped, about)
 
     @property
     def history(self) -> pa.Table:
         """Every epoch of every result."""
         return build_history(self.results)
+
+    @property
+    def predictions(self) -> pa.Table:
+        """What every point that is ok had right."""
+        return build_predictions(self.context.spec, self.plan, self.results)
+
+    def _tables(self, board: pa.Table) -> dict[str, pa.Table]:
+        return {BOARD: board, HISTORY: self.history, PREDICTIONS: self.predictions}
 
     @property
     def leader(self) -> Point | None:
@@ -73,8 +136,22 @@ class RunState:
         """When nothing runs any more: write the tables, and TensorBoard's events that no worker has written."""
         self.running.clear()
         run = self.context.run
-        run.write_tables(self.board, self.history)
+        run.write_tables(self._tables(self.board))
+        run.write_race(describe_course(self.course) if self.course else None)
         write_events(run, self.trained, self.results, run.list_events())
+
+    def drop_checkpoints(self, last: bool = False) -> None:
+        """Delete the checkpoints of trials that are done, as far as they are not kept. last: nothing runs any more."""
+        keep, done = self.keep_checkpoints, self.done
+        if keep is KeepCheckpoints.all or not self.holds_lease():
+            return
+        open_ = {leg.id for leg in self.left} | self.running
+        is_over = last and not open_  # a race stops no more, and goes on with none that it has stopped
+        over = {t.id for t in self.plan.trials if t.id in done and (is_over or done[t.id] >= t.epochs)}
+        over -= open_ | {trial.frozen for trial in self.plan.trials if trial.frozen and trial.id not in over}
+        if (leader := self.leader) and not (is_over and keep is KeepCheckpoints.none):  # its model may be to be made
+            over.discard(leader.trial_id)
+        delete_checkpoints(self.context.run, over)
 
     def write_if_due(self, say: Callable[[str], None]) -> None:
         """Write the tables, and delete models that were beaten, in at most a tenth of the driver's time.
@@ -86,9 +163,10 @@ class RunState:
         began = time.monotonic()
         try:
             board = self.board
-            self.context.run.write_tables(board, self.history)
+            self.context.run.write_tables(self._tables(board))
             if self.context.keep is KeepModels.best:
                 delete_beaten(self.context.run, self.plan, self.results, leading_point(self.plan, board))
+            self.drop_checkpoints()
         except StoreError as error:
             say(f"the leaderboard could not be written: {error}")
         self._next_write_s = time.monotonic() + 9 * (time.monotonic() - began)

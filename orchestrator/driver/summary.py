@@ -8,28 +8,72 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from orchestrator.board.verdict import sentences
+from orchestrator.board.sentences import sentences
 from orchestrator.board.views import verdict
 from orchestrator.data.index import Index, check_split, describe_bad
+from orchestrator.data.layout import VALIDATION
 from orchestrator.display.table import as_rich
+from orchestrator.display.winner import say_test
 from orchestrator.driver.state import RunState
 from orchestrator.errors import DONE, FAILED, USED_UP, BadInput
-from orchestrator.plan.forecast import Counts
-from orchestrator.run.folder import BEST, BOARD, HISTORY, REPORT, Run
-from orchestrator.spec.sections import Spec
+from orchestrator.plans.forecast import Counts
+from orchestrator.race.describe import sum_up
+from orchestrator.runs.context import WorkerContext
+from orchestrator.runs.folder import BEST, BOARD, HISTORY, REPORT
+from orchestrator.spec.sections import Data, Spec
 from orchestrator.words import plural
 
+_CLASSES = 10  # that one line names with their counts
 
-def describe_index(index: Index, counts: Counts, uri: str) -> str:
-    """One line on the images: classes, splits, and what is left out."""
-    sizes = ", ".join(f"{name} {count}" for name, count in zip(index.classes, np.bincount(index.labels), strict=True))
+
+def count(index: Index) -> Counts:
+    """How many images there are, as plans and forecasts take it."""
+    test = int(index.tests.sum())
+    training = min(int(index.trains(fold).sum()) for fold in range(index.folds))
+    return Counts(training, len(index) - training - test, index.packed, test, index.split_digest)
+
+
+def describe_index(index: Index, counts: Counts, data: Data, uri: str) -> list[str]:
+    """Lines on the images: classes, splits, how they are laid out, and what is left out."""
     left_out = "".join(
-        f"; {count} {what}" for count, what in ((len(index.bad), "skipped"), (index.ignored, "ignored")) if count
+        f"; {count} {what}"
+        for count, what in (
+            (len(index.bad), "skipped"),
+            (index.ignored, "ignored"),
+            (index.litter, "of the system's own or hidden"),
+        )
+        if count
     )
-    return (
-        f"{len(index)} of {len(index.classes)} classes ({sizes}) in {uri}: {counts.training} train, "
-        f"{counts.validation} validate{left_out}"
-    )
+    parts = f"{counts.training} train, {counts.validation} validate" + f", {counts.test} test" * bool(counts.test)
+    if index.folds > 1:
+        parts = f"{len(index) - counts.test} in {index.folds} folds" + f", {counts.test} test" * bool(counts.test)
+    return [
+        f"{len(index)} of {len(index.classes)} classes ({_per_class(index)}) in {uri}: {parts}{left_out}",
+        f"{index.what}; {_how_split(index, data)}",
+        *index.notes,
+    ]
+
+
+def _per_class(index: Index) -> str:
+    """How many images each of the first classes has: for training, validation and test, where there are several."""
+    per_part = [index.trains(), index.validates(), *([index.tests] if index.tests.any() else [])]
+    counts = [np.bincount(index.labels[rows], minlength=len(index.classes)).tolist() for rows in per_part]
+    each = [
+        f"{name} {' + '.join(map(str, own))}"
+        for name, own in zip(index.classes, zip(*counts, strict=True), strict=True)
+    ]
+    return ", ".join(each[:_CLASSES]) + (f", and {len(each) - _CLASSES} more" if len(each) > _CLASSES else "")
+
+
+def _how_split(index: Index, data: Data) -> str:
+    """Who decided what each image is for."""
+    together = f", {plural(index.groups, 'group')} kept together" if index.groups else ""
+    if VALIDATION in index.given:
+        return "split as they came"
+    if index.folds > 1:
+        return f"each image validates in one of {index.folds} folds{together}"
+    drawn = "the first of each class by path" if data.split_by == "order" and not index.groups else "drawn by a hash"
+    return f"validation: {drawn}{together}"
 
 
 def skipped_files(index: Index, unreadable: Mapping[int, str], spec: Spec) -> list[tuple[str, str]]:
@@ -48,14 +92,20 @@ def skipped_files(index: Index, unreadable: Mapping[int, str], spec: Spec) -> li
 def dataset_facts(index: Index, unreadable: Mapping[int, str], spec: Spec) -> dict[str, Any]:
     """What the run trains on, for dataset.json."""
     readable = index.readable(unreadable)
-    parts = {"training": ~index.validation & readable, "validation": index.validation & readable}
-    counts = {part: np.bincount(index.labels[rows], minlength=len(index.classes)) for part, rows in parts.items()}
+    parts = {"training": index.trains(), "validation": index.validates()}
+    parts |= {"test": index.tests} if index.tests.any() else {}
+    counts = {
+        part: np.bincount(index.labels[rows & readable], minlength=len(index.classes)) for part, rows in parts.items()
+    }
     return {
         "uri": spec.data.uri,
         "classes": {name: {part: int(counts[part][i]) for part in parts} for i, name in enumerate(index.classes)},
         "image_size": spec.data.image_size,
         "skipped": len(index.bad) + len(unreadable),
         "ignored": index.ignored,
+        "layout": index.what,
+        "notes": index.notes,
+        **({"folds": index.folds} if index.folds > 1 else {}),
         "packed": index.packed,
     }
 
@@ -67,19 +117,21 @@ def say_results(state: RunState, budget_used_up: bool, console: Console, with_ta
     """
     board, run, spec = state.board, state.context.run, state.context.spec
     statuses = board["status"].to_pylist()
-    ok, failed = statuses.count("ok"), statuses.count("failed")
-    left = board.num_rows - ok - failed
+    ok, failed, stopped = (statuses.count(status) for status in ("ok", "failed", "stopped"))
+    left = board.num_rows - ok - failed - stopped
     if with_table:
         console.print(as_rich(board.slice(0, 10), console.width))
-    found = verdict(board, state.history)
-    console.out("\n".join(["", *sentences(found)] if found else []))
-    also = "".join(f", {count} {what}" for count, what in ((failed, "failed"), (left, "not trained")) if count)
+    found = verdict(board, state.history, state.predictions)
+    race = sum_up(state.course, spec, state.plan) if state.course else []
+    console.out("", *([*sentences(found), *race, *say_test(run, board), ""] if found else []))
+    counts = ((stopped, "stopped"), (failed, "failed"), (left, "not trained"))
+    also = "".join(f", {count} {what}" for count, what in counts if count)
     console.out(
-        f"\n{ok} of {board.num_rows} points ok{also}. {BOARD}, {HISTORY}, {REPORT} and all results: {run.store.uri}\n"
-        f"python -m orchestrator.leaderboard {shlex.quote(run.store.uri)}"
+        f"{ok} of {board.num_rows} points ok{also}. {BOARD}, {HISTORY}, {REPORT} and all results: {run.store.uri}",
+        f"python -m orchestrator.leaderboard {shlex.quote(run.store.uri)}",
     )
     if ok:
-        console.out(_say_model(run, board))
+        console.out(_say_model(state.context, board))
     if not left or not budget_used_up:
         return FAILED if failed or left else DONE
     limits = " and ".join(f"budget.{name} {value:g}" for name, value in spec.budget if value is not None)
@@ -90,8 +142,11 @@ def say_results(state: RunState, budget_used_up: bool, console: Console, with_ta
     return FAILED if failed else USED_UP
 
 
-def _say_model(run: Run, board: pa.Table) -> str:
+def _say_model(context: WorkerContext, board: pa.Table) -> str:
+    run, folder = context.run, context.networks.folder
     best = run.read_model(BEST)
     if best and best.point_id == board["point_id"][0].as_py():
-        return f"python -m orchestrator.predict {shlex.quote(run.store.uri)} IMAGES"
+        # files name no folder with code, as they may come from anybody
+        place = f"PYTHONPATH={shlex.quote(folder)} " if folder != "." else ""
+        return f"{place}python -m orchestrator.predict {shlex.quote(run.store.uri)} IMAGES"
     return "no model of the winner in models/: the same command makes it, unless with --export-models none"

@@ -4,13 +4,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from orchestrator.driver.legs import GridLegs
 from orchestrator.driver.progress import Progress
 from orchestrator.driver.state import RunState
 from orchestrator.errors import BadInput
-from orchestrator.plan.budget import Meter
-from orchestrator.plan.forecast import price
-from orchestrator.plan.points import Trial
-from orchestrator.run.result import Epoch, Result
+from orchestrator.plans.budget import Meter
+from orchestrator.plans.forecast import price
+from orchestrator.plans.points import Trial
+from orchestrator.runs.result import Epoch, Result
 
 
 class GridWatch:
@@ -24,6 +25,7 @@ class GridWatch:
         interrupted: Somebody pressed Ctrl-C or sent SIGTERM.
         budget_used_up: Some trial was stopped, or not started, because of the budget.
         refusal: Why the run cannot go on; None while it can.
+        legs: What the fan-out trains.
         progress: Set before the fan-out begins.
     """
 
@@ -32,6 +34,8 @@ class GridWatch:
     def __init__(self, state: RunState, meter: Meter) -> None:
         """meter: counts from the command's start."""
         self._state, self._spec, self._meter = state, state.context.spec, meter
+        self.legs = GridLegs(state)
+        self._stopped = frozenset(state.course.stopped) if state.course else frozenset[str]()
         self._take_folder: Callable[[Mapping[int, str]], None] | None = None
         self.stop, self.kill = threading.Event(), threading.Event()
         self.interrupted = self.budget_used_up = False
@@ -77,10 +81,10 @@ class GridWatch:
             return False
         self.ensure_folder(unreadable)
         # a driver that had the lease before this one may have trained it meanwhile
-        if self._state.done.get(trial.id, 0) >= trial.milestones[-1]:
+        if self._state.done.get(trial.id, 0) >= trial.epochs:
             self.ended(self._state.results[trial.id])
             return False
-        expected_s = self.progress.expected_s(trial.id, epochs_done)
+        expected_s = self.progress.expected_s(trial, epochs_done)
         if not self._meter.start(trial.id, time.monotonic(), expected_s, (usd or 0.0) * node_share / 3600):
             self._leave_out(trial.id)
             return False
@@ -96,7 +100,7 @@ class GridWatch:
         if self._state.lease is None:
             self._refuse(why)
         else:
-            self.ended(Result(trial_id=trial.id, status="failed", epochs=trial.milestones[-1], error=why))
+            self.ended(Result(trial_id=trial.id, status="failed", epochs=trial.epochs, error=why))
 
     def over(self) -> bool:
         if self.stop.is_set() or not self._meter.used_up(time.monotonic()):
@@ -112,12 +116,27 @@ class GridWatch:
     def epoch(self, trial_id: str, epoch: Epoch) -> None:
         self.progress.epoch(trial_id, epoch)
 
+    def reached(self, result: Result) -> None:
+        self._state.add(result)
+        self._state.write_if_due(self.say)
+
     def ended(self, result: Result) -> None:
         self._state.running.discard(result.trial_id)
         self._meter.end(result.trial_id, time.monotonic())
-        self._state.results[result.trial_id] = result
+        self._state.add(result)
+        self.legs.ended(result.trial_id, result.epochs)
         self._state.write_if_due(self.say)
         self.progress.ended(result)
+        self._say_stopped()
+
+    def _say_stopped(self) -> None:
+        """Say what the race has stopped since the last result."""
+        course = self._state.course
+        if course is None:
+            return
+        for trial_id in course.stopped.keys() - self._stopped:
+            self.progress.stopped(trial_id, course.stopped[trial_id].because)
+        self._stopped = frozenset(course.stopped)
 
     def _refuse(self, why: str) -> None:
         self.refusal = why
@@ -127,4 +146,5 @@ class GridWatch:
         """Leave the trial out, as the budget has nothing left for it."""
         self.budget_used_up = True
         self._state.running.discard(trial_id)
+        self.legs.ended(trial_id)
         self.progress.put_back(trial_id)

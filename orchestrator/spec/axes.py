@@ -35,16 +35,39 @@ AXIS_PATHS: dict[str, tuple[str, str]] = {
     **{name: ("train", name) for name in Train.model_fields if name not in ("early_stopping", "checkpoint_every_s")},
 }
 SECTIONS: dict[str, type[Section]] = {"data": Data, "augment": Augment, "backbone": Backbone, "train": Train}
-# Fields that came after 0.1.0 and are null by default: not named in ids then, so that older runs can go on.
-LATER = ("data.training_images", "train.fine_tune_learning_rate")
+# Fields that came after 0.1.0 -> the value at which they change nothing: not named in ids then, so that older runs can
+# go on.
+LATER = {
+    "data.training_images": None,
+    "data.group_by": None,
+    "data.exif": "ignore",
+    "data.test_split": 0.0,
+    "data.folds": None,
+    "data.rule": 1,
+    "train.fine_tune_learning_rate": None,
+    "train.class_weight": "none",
+}
+# Fields of data that say which images there are, which is in the index, or only where and how they are read.
+_NOT_SHARED = {"uri", "layout", "labels", "on_bad_image", "on_duplicate", "cache_limit_gb"}
 # Names that an axis cannot have: the fields of train that are not axes, the arguments of every model function, keys of
 # the plan as JSON, columns of the leaderboard.
 RESERVED_AXES = (
     {"early_stopping", "checkpoint_every_s", "input_shape", "classes", "id", "milestones", "forecast_s"}
     | {"branches_from"}
-    | {"rank", "point_id", "trial_id", "status", "seed", "best_epoch", "epochs_trained", "steps_per_epoch", "train_s"}
+    | {
+        "rank",
+        "point_id",
+        "trial_id",
+        "status",
+        "seed",
+        "fold",
+        "best_epoch",
+        "epochs_trained",
+        "steps_per_epoch",
+        "train_s",
+    }
     | {"images_per_s", "peak_memory_mb", "device", "node", "error", "started_at", "finished_at", "cost_usd", "run"}
-    | {"seeds", "verdict", *METRICS}
+    | {"seeds", "folds", "verdict", "score", "stopped_because", *METRICS}
 )
 
 
@@ -97,14 +120,31 @@ def shared_settings(spec: Spec) -> dict[str, Any]:
     their default. A run folder with the same shared settings can take this spec's points.
     """
     kept = {
-        "data": spec.data.model_dump(exclude={"uri", "on_bad_image", "cache_limit_gb"}),
+        "data": spec.data.model_dump(exclude=_NOT_SHARED),
         "augment": spec.augment.model_dump(),
         "train": spec.train.model_dump(exclude={"epochs", "checkpoint_every_s"}),
     }
     flat = {f"{section}.{field}": value for section, fields in kept.items() for field, value in fields.items()}
     for name in spec.axes:
         flat.pop(axis_path(name), None)
-    return {name: value for name, value in flat.items() if not (name in LATER and value is None)}
+    return {name: value for name, value in flat.items() if not changes_nothing(name, canonical(value))}
+
+
+def changes_nothing(path: str, text: str) -> bool:
+    """Whether the field came after 0.1.0 and has, as canonical text, the value at which trials are as they were."""
+    return path in LATER and text == canonical(LATER[path])
+
+
+def as_begun(spec: Spec, shared: Mapping[str, Any]) -> Spec:
+    """The spec with the defaults that its run folder was begun with, where it does not say otherwise.
+
+    shared: what the trials there share; see Plan.shared.
+    """
+    if "data.split_by" not in shared or "data.rule" in shared or spec.data.rule == 1:
+        return spec
+    older = {"split_by": shared["data.split_by"], "exif": "ignore"}
+    kept = {name: value for name, value in older.items() if name not in spec.data.model_fields_set}
+    return spec.model_copy(update={"data": spec.data.model_copy(update={**kept, "rule": 1})})
 
 
 def canonical(value: Any) -> str:

@@ -129,6 +129,7 @@ def views(settings: Settings, pretrained: Pretrained, index_digest: str) -> tupl
     augments = changes(settings.augment)
     plain = [_FORMAT, index_digest, data.image_size, data.resize, pretrained.identity, pretrained.preprocessing]
     plain += [backbone.layer, backbone.pooling]
+    plain += ["exif"] if data.exif == "apply" else []  # without it as it was before there was a choice
 
     def view(draw: int | None) -> View:
         changed = [] if draw is None else [draw, settings.augment.model_dump(exclude={"validation"})]

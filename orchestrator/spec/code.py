@@ -25,7 +25,8 @@ class Code:
     """What is known of a model function without running it.
 
     Attributes:
-        digest: SHA-256 of the source: of the function for a model of this package, of the whole file for any other.
+        digest: SHA-256 of the source: of the function for a model of this package; of the whole file for any other, and
+            of the code of the user's modules that it imports.
         defaults: Argument -> its default, if that is a plain value or None.
     """
 
@@ -40,14 +41,7 @@ def read_code(name: str, axes: Sequence[str]) -> Code:
     does not take one of these, or needs another argument.
     """
     module, function = split_name(name)
-    path = _find(module, name)
-    try:
-        text = path.read_text(encoding="utf-8")
-        tree = ast.parse(text)
-    except SyntaxError as error:
-        raise BadInput(f"model {name}: {path} line {error.lineno} is not Python: {error.msg}") from None
-    except (OSError, ValueError) as error:
-        raise BadInput(f"model {name}: {path} must be a Python file in UTF-8: {error}") from None
+    text, tree = _parse(_find_model(name), name)
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     if function not in functions:
         names = ", ".join(n for n in functions if not n.startswith("_")) or "none"
@@ -77,7 +71,8 @@ def read_code(name: str, axes: Sequence[str]) -> Code:
                 f"make it an axis of the grid, or give it a default"
             )
     own_code = ast.get_source_segment(text, functions[function]) if name in BUILT_IN else text
-    return Code(hashlib.sha256((own_code or text).encode()).hexdigest(), _plain_defaults(arguments))
+    parts = [own_code or text, *(f"{each}\n{_code(path, name)}" for each, path in local_imports(name).items())]
+    return Code(hashlib.sha256("\0".join(parts).encode()).hexdigest(), _plain_defaults(arguments))
 
 
 def _required(arguments: ast.arguments) -> list[str]:
@@ -107,11 +102,104 @@ def split_name(name: str) -> tuple[str, str]:
     return module, function
 
 
-def _find(module: str, name: str) -> Path:
+def look_in(folder: str) -> None:
+    """Let modules be found in the current folder, and then in this one, which may be relative to it.
+
+    A worker's current folder may be another than the driver's, which is then one of the places for modules.
+    """
+    here = str(Path.cwd())
+    if "" not in sys.path and here not in sys.path:
+        sys.path.insert(0, here)
+    found = next((str(Path(place, folder).resolve()) for place in sys.path if Path(place, folder).is_dir()), here)
+    if folder != "." and found not in (here, *sys.path):
+        sys.path.insert(sys.path.index("" if "" in sys.path else here) + 1, found)
+
+
+def lies_in(folder: str, name: str) -> bool:
+    """Whether the module of the model `name`, or the package around it, was found in this folder."""
+    return name not in BUILT_IN and _folder_of(split_name(name)[0], _find_model(name)) == Path(folder).resolve()
+
+
+def local_imports(name: str) -> dict[str, Path]:
+    """Modules of the user's that the module of the model `name` imports, directly or not -> their files, in order.
+
+    They are found by reading import statements, wherever these stand. They lie in the current folder, or where the
+    model's module or its package does, unless that is among the installed packages: then in its package alone.
+    Raises BadInput for one that is not Python.
+    """
+    if name in BUILT_IN:
+        return {}
+    own, found = split_name(name)[0], {}
+    files, todo = {own: _find_model(name)}, [own]
+    base = _folder_of(own, files[own])
+    while todo:
+        module = todo.pop()
+        for each in _imported(_parse(files[module], name)[1], module, files[module].name == "__init__.py") - {*files}:
+            is_ours = each.partition(".")[0] == "orchestrator"
+            in_package = each.partition(".")[0] == own.partition(".")[0]
+            path = None if is_ours or (base.name.endswith("-packages") and not in_package) else _find(each)
+            if path and _folder_of(each, path) in (Path.cwd(), base):
+                files[each] = found[each] = path
+                todo.append(each)
+    return dict(sorted(found.items()))
+
+
+def _folder_of(module: str, path: Path) -> Path:
+    """The folder in which the module, or the package around it, lies."""
+    return path.resolve().parents[module.count(".") + (path.name == "__init__.py")]
+
+
+def _imported(tree: ast.Module, module: str, is_package: bool) -> set[str]:
+    """Modules that a file may import: those named, the packages around them, and what may be one of their parts."""
+    named = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            named |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = module.split(".")
+            above = parts[: len(parts) - node.level + is_package] if node.level else []
+            if start := ".".join([*above, *([node.module] if node.module else [])]):
+                named |= {start, *(f"{start}.{each.name}" for each in node.names)}
+    return {each.rsplit(".", cut)[0] for each in named for cut in range(each.count(".") + 1)}
+
+
+def _code(path: Path, name: str) -> str:
+    """The code of a file, without comments, docstrings and how it is laid out."""
+    tree = _parse(path, name)[1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _parse(path: Path, name: str) -> tuple[str, ast.Module]:
+    """The text of a file of the model `name`, and its syntax tree. Raises BadInput."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, ast.parse(text)
+    except SyntaxError as error:
+        raise BadInput(f"model {name}: {path} line {error.lineno} is not Python: {error.msg}") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"model {name}: {path} must be a Python file in UTF-8: {error}") from None
+
+
+def _find_model(name: str) -> Path:
     if name in BUILT_IN:
         return Path(__file__).parents[1] / "train" / "model.py"
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    module = split_name(name)[0]
+    if found := _find(module):
+        return found
+    raise BadInput(
+        f"model must name a module that can be imported, got {name}: there is no {module} in the current folder, "
+        f"beside the spec, or among the installed packages"
+    )
+
+
+def _find(module: str) -> Path | None:
+    """The file of a module; None where there is none in Python."""
+    look_in(".")
     top, *below = module.split(".")
     try:
         module_spec = importlib.util.find_spec(top)
@@ -123,9 +211,4 @@ def _find(module: str, name: str) -> Path:
         places = module_spec.submodule_search_locations if module_spec else None
         module_spec = PathFinder.find_spec(dotted, places) if places else None
     origin = module_spec.origin if module_spec else None
-    if not origin or not origin.endswith(".py"):
-        raise BadInput(
-            f"model must name a module that can be imported, got {name}: there is no {module} in the current "
-            f"folder or among the installed packages"
-        )
-    return Path(origin)
+    return Path(origin) if origin and origin.endswith(".py") else None

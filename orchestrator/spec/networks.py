@@ -16,10 +16,13 @@ class Networks:
     Attributes:
         codes: Model -> its code, for each that some point trains.
         backbones: Name -> what was found of it, for each that some point has.
+        folder: Where the model's module lies, if neither in the current folder, to which it may be relative, nor among
+            the installed packages.
     """
 
     codes: Mapping[str, Code] = field(default_factory=dict)
     backbones: Mapping[str, Pretrained] = field(default_factory=dict)
+    folder: str = "."
 
     def backbone(self, settings: Settings) -> Pretrained | None:
         """The backbone of a trial with these settings."""

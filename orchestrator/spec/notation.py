@@ -72,9 +72,21 @@ _NUMBERS = {
     "int": r"^[-+]?\d[\d_]*$",
     "float": r"^[-+]?((\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+|\d[\d_]*\.\d*|\.\d+|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$",
 }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts texts in quotes that the loader would read as numbers, such as 0E0."""
+
+
 for _name, _pattern in _NUMBERS.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), list("-+.0123456789"))
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), list("-+.0123456789"))
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value.replace("_", "")))
+
+
+def write(value: Any) -> str:
+    """Plain values -> YAML that `parse` reads back as they were."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None)
 
 
 def parse(text: str, source: str) -> Any:

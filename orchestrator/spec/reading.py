@@ -1,28 +1,53 @@
 """Reading: YAML and overrides -> Spec, with errors that name the field and say what to do. Pure."""
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.resources import files
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import BadInput
 from orchestrator.metrics import shown
 from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES, SECTIONS, backbone_names, canonical, models
 from orchestrator.spec.backbones import APPLICATIONS, changes, is_file
-from orchestrator.spec.notation import parse, quoted, show
-from orchestrator.spec.sections import NO_BACKBONE, Budget, EarlyStopping, Resources, Scalar, Section, Spec
-
-_PARTS: dict[str, type[Section]] = {**SECTIONS, "resources": Resources, "budget": Budget}
+from orchestrator.spec.explaining import explain
+from orchestrator.spec.notation import parse, quoted, show, write
+from orchestrator.spec.sections import (
+    MOST_GUARDED,
+    NO_BACKBONE,
+    OwnModel,
+    Scalar,
+    Section,
+    Spec,
+)
+from orchestrator.words import did_you_mean
 
 
 def to_yaml(spec: Spec) -> str:
     """The spec as YAML, with every default written out."""
-    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, default_flow_style=None)
+    return write(spec.model_dump(mode="json"))
+
+
+def read_text(path: str | None) -> tuple[str, str]:
+    """The text of a spec, and what to call it; None: of the one that is used when none is given. Raises BadInput."""
+    if path is None:
+        return (files("orchestrator") / "default.yaml").read_text(), "default.yaml"
+    try:
+        return Path(path).read_text(encoding="utf-8"), path
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(
+            f"SPEC must be a YAML file, got {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
+        ) from None
+
+
+def read_spec(path: str | None, overrides: Sequence[str]) -> Spec:
+    """The spec in a file, or the one that is used when none is given, with `PATH=VALUE` overrides. Raises BadInput."""
+    text, source = read_text(path)
+    return load_spec(text, overrides, source)
 
 
 def load_spec(text: str, overrides: Sequence[str] = (), source: str = "spec") -> Spec:
@@ -47,9 +72,9 @@ def validate(tree: Mapping[str, Any]) -> Spec:
     try:
         spec = Spec.model_validate(tree)
     except ValidationError as error:
-        raise BadInput(_explain(error)) from None
+        raise BadInput(explain(error)) from None
     if spec.metric not in (ranking := shown("board")):
-        close = _did_you_mean(spec.metric, ranking)
+        close = did_you_mean(spec.metric, ranking)
         raise BadInput(f"metric must be one of {', '.join(ranking)}, got {show(spec.metric)}{close}")
     grid = {name: _check_axis(name, values) for name, values in spec.grid.items()}
     points = [_check_point(f"points[{i}]", point) for i, point in enumerate(spec.points)]
@@ -60,9 +85,43 @@ def validate(tree: Mapping[str, Any]) -> Spec:
     for i, point in enumerate(exclude):
         if unknown := set(point) - set(grid) - {name for p in points for name in p}:
             raise BadInput(f"exclude[{i}].{sorted(unknown)[0]} must be an axis of the grid ({', '.join(grid)})")
+    spec = _check_race(spec, points, grid)
     if repeated := _first_repeat(spec.seeds):
         raise BadInput(f"seeds holds {repeated[1]} twice: each point would be trained twice; remove one")
-    return _check_backbone(spec.model_copy(update={"grid": grid, "points": points, "exclude": exclude}))
+    spec = _check_backbone(spec.model_copy(update={"grid": grid, "points": points, "exclude": exclude}))
+    _check_arguments(spec)
+    return spec
+
+
+def _check_race(spec: Spec, points: Sequence[Mapping[str, Any]], grid: Mapping[str, Sequence[Any]]) -> Spec:
+    """The spec with the values of race.keep checked. Raises BadInput for what no point has, or for trials unlike."""
+    if spec.race is None:
+        return spec
+    values: dict[str, list[Any]] = {name: list(found) for name, found in grid.items()}
+    for point in points:
+        for name, value in point.items():
+            values.setdefault(name, []).append(value)
+    axes = ", ".join(name for name in values if name != "epochs")
+    keep = [_check_point(f"race.keep[{i}]", rule) for i, rule in enumerate(spec.race.keep)]
+    named = [
+        (f"race.keep[{i}].{quoted(name)}", name, value) for i, rule in enumerate(keep) for name, value in rule.items()
+    ]
+    guard = spec.race.guard if isinstance(spec.race.guard, list) else []
+    for path, name, value in [*named, *((f"race.guard[{i}]", name, None) for i, name in enumerate(guard))]:
+        if name not in values or name == "epochs":
+            raise BadInput(f"{path} must be an axis of the grid other than epochs ({axes}), got {show(name)}")
+        known = dict.fromkeys(map(canonical, values[name]))
+        if value is not None and canonical(value) not in known:
+            raise BadInput(f"{path} must be a value that a point has ({', '.join(known)}), got {show(value)}")
+        if value is None and len(known) > MOST_GUARDED:
+            raise BadInput(f"{path} must have at most {MOST_GUARDED} values, got {len(known)} of {name}: leave it out")
+    unfreeze = set(values.get("unfreeze", []))
+    if len({bool(value) for value in unfreeze}) > 1:
+        raise BadInput(
+            "race must not compare points that unfreeze with points that do not, as they go on from heads that are "
+            "trained to the end: race them in runs of their own"
+        )
+    return spec.model_copy(update={"race": spec.race.model_copy(update={"keep": keep})})
 
 
 def _check_backbone(spec: Spec) -> Spec:
@@ -72,7 +131,7 @@ def _check_backbone(spec: Spec) -> Spec:
         if name not in (NO_BACKBONE, *APPLICATIONS) and not is_file(name):
             raise BadInput(
                 f"backbone must be a network of keras.applications or a .keras file, got {show(name)}"
-                f"{_did_you_mean(name, APPLICATIONS)}; known: {', '.join(APPLICATIONS)}"
+                f"{did_you_mean(name, APPLICATIONS)}; known: {', '.join(APPLICATIONS)}"
             )
     has_backbone = names != (NO_BACKBONE,)
     if spec.model == "head" and NO_BACKBONE in names:
@@ -96,6 +155,19 @@ def _check_backbone(spec: Spec) -> Spec:
         )
     found = models(spec)
     return spec.model_copy(update={"model": found[0]}) if len(found) == 1 else spec
+
+
+def _check_arguments(spec: Spec) -> None:
+    """Raises BadInput for a value that the package's own models do not take; those of other models nobody knows."""
+    if ":" in spec.model:
+        return
+    given = [(f"grid.{quoted(name)}[{i}]", name, v) for name, found in spec.grid.items() for i, v in enumerate(found)]
+    given += [
+        (f"points[{i}].{quoted(name)}", name, v) for i, each in enumerate(spec.points) for name, v in each.items()
+    ]
+    for path, name, value in given:
+        if name in OwnModel.model_fields:
+            _check_field(OwnModel, name, value, path)
 
 
 def _unfreeze_values(spec: Spec) -> list[int]:
@@ -123,7 +195,9 @@ def _check_axis(name: str, values: list[Any]) -> list[Any]:
 
 
 def _kind(value: Any) -> type:
-    """The type of an axis' values; whole numbers are numbers like others."""
+    """The type of an axis' values; whole numbers are numbers like others, and weights of classes stand beside names."""
+    if isinstance(value, dict):
+        return str
     return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
 
 
@@ -148,13 +222,11 @@ def _check_point(path: str, point: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_value(name: str, value: Any, path: str) -> Any:
     if name in AXIS_PATHS:
-        try:
-            return _adapter(name).validate_python(value)
-        except ValidationError as error:
-            raise BadInput(_explain(error, path)) from None
+        section, field = AXIS_PATHS[name]
+        return _check_field(SECTIONS[section], field, value, path)
     if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in RESERVED_AXES:
         raise BadInput(
-            f"{path}: {show(name)} cannot be an axis{_did_you_mean(name, AXIS_PATHS)}: axes are "
+            f"{path}: {show(name)} cannot be an axis{did_you_mean(name, AXIS_PATHS)}: axes are "
             f"{', '.join(AXIS_PATHS)}, and the arguments of the model function"
         )
     if not isinstance(value, get_args(Scalar)) or (isinstance(value, float) and not math.isfinite(value)):
@@ -164,10 +236,16 @@ def _check_value(name: str, value: Any, path: str) -> Any:
     return value
 
 
+def _check_field(section: type[Section], field: str, value: Any, path: str) -> Any:
+    try:
+        return _adapter(section, field).validate_python(value)
+    except ValidationError as error:
+        raise BadInput(explain(error, path)) from None
+
+
 @cache
-def _adapter(axis: str) -> TypeAdapter[Any]:
-    section, field = AXIS_PATHS[axis]
-    info = SECTIONS[section].model_fields[field]
+def _adapter(section: type[Section], field: str) -> TypeAdapter[Any]:
+    info = section.model_fields[field]
     annotation: Any = Annotated[info.annotation, *info.metadata, None]
     return TypeAdapter(annotation, config=Section.model_config)
 
@@ -181,80 +259,9 @@ def _first_repeat(values: Sequence[Any]) -> tuple[int, Any] | None:
     return None
 
 
-def _explain(error: ValidationError, prefix: str = "") -> str:
-    """The first problem as one line: what the value must be, and what it was."""
-    problems = error.errors(include_url=False)
-    # an unknown key first: if it is a misspelt one, it is the reason why another is missing
-    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    context = first.get("ctx", {})
-    kind = first["type"]
-    loc = first["loc"]
-    if kind == "missing" and loc and isinstance(loc[-1], int):  # [64], where [64, 64] must be
-        loc, kind = loc[:-1], "tuple_type"
-    path = prefix
-    for part in loc:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif not part.startswith(("function-", "literal[", "constrained-", "tuple[")) and part != "float":
-            path += f".{quoted(part)}" if path else quoted(part)
-    got = show(first["input"])
-    if kind == "extra_forbidden":
-        section: Any = _PARTS.get(str(loc[0]) if len(loc) > 1 else "", Spec)
-        section = EarlyStopping if "early_stopping" in loc[:-1] else section
-        line = (
-            f"{path} is not a known key{_did_you_mean(str(loc[-1]), section.model_fields)}; "
-            f"known: {', '.join(section.model_fields)}"
-        )
-    elif kind == "missing":
-        line = f"{path} is missing: add it to the spec"
-    else:
-        line = f"{path} must be {_must_be(kind, context)}, got {got}"
-    if path.startswith("resources.gpus_per_trial"):
-        line = f"resources.gpus_per_trial must be auto or a number of at least 0, got {got}"
-        problems = problems[:1]
-    rest = [each["loc"] for each in problems if each is not first]
-    others = dict.fromkeys(".".join(quoted(part) for part in loc if isinstance(part, str)) for loc in rest)
-    return line + (f"; also wrong: {', '.join(others)}" if others else "")
-
-
-def _must_be(kind: str, context: Mapping[str, Any]) -> str:
-    whole = {
-        "int_type": "a whole number",
-        "int_from_float": "a whole number",
-        "float_type": "a number",
-        "bool_type": "true or false",
-        "string_type": "a text",
-        "finite_number": "a finite number",
-        "list_type": "a list",
-        "dict_type": "a mapping",
-        "model_type": "a mapping",
-        "model_attributes_type": "a mapping",
-        "tuple_type": "[height, width], such as [64, 64]",
-        "too_long": "[height, width], such as [64, 64]",
-        "string_pattern_mismatch": "auto, head, small_cnn or package.module:function",
-    }
-    if kind == "literal_error":
-        return f"one of {context['expected']}"
-    if kind == "too_short":
-        return "a list with at least one value"
-    if kind == "string_too_short":
-        return "a non-empty text"
-    if kind == "string_pattern_mismatch" and "small_cnn" not in context["pattern"]:
-        return "letters, digits, '.', '_' and '-' (at most 100, the first a letter or digit)"
-    for op, word in (("ge", "of at least"), ("gt", "above"), ("le", "of at most"), ("lt", "below")):
-        if op in context:
-            return f"{'a whole number' if isinstance(context[op], int) else 'a number'} {word} {canonical(context[op])}"
-    return whole.get(kind, f"valid ({kind})")
-
-
-def _did_you_mean(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
 def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     for depth, key in enumerate(keys[:-1]):
-        if tree.get(key) is None:
+        if tree.get(key) is None or tree[key] is True:  # as in race: true
             tree[key] = {}
         tree = tree[key]
         if not isinstance(tree, dict):

@@ -28,19 +28,40 @@ ImageSize = Annotated[tuple[Side, Side], BeforeValidator(_pair)]
 class Data(Section):
     """Which images, and how they are split. image_size is (height, width) in pixels.
 
+    layout: how classes and splits are laid out: folders of classes, folders of splits with those of classes in them, a
+    table that names each image's label, or Parquet shards; auto: whichever it looks like.
+    labels: the table, as a path below uri or an address of its own; null: labels.csv and the like, where there is one.
+    group_by: images of one group never train and validate: a column of the table, `folder`, or a regular expression
+    with one group, which is searched for in each path; null: the column `group` where there is one, else none.
+    validation_split, test_split: of each class, the share that validates and that only the winner is tested on. Not
+    drawn where the data come with such images.
+    folds: instead of one validation set so many, so that every image validates once; null: one.
+    split_by: hash: drawn by a hash of each path; order: the first by name validate, as with Keras.
     training_images: train on so many of the training images, of each class its share; null: on all of them.
+    exif: turn photographs as their EXIF tag says, or leave them as they were stored.
+    on_duplicate: the same picture in two parts of a split: say so, drop it from the one that is tested or validated
+    later, or fail.
     cache_limit_gb: GB (10^9 bytes) that decoded images may take on a node's disk; a larger data set is streamed anew in
     every epoch.
+    rule: version of the rules by which images become classes and splits; runs that 0.1.0 began keep to 1.
     """
 
     uri: str = Field(min_length=1)
+    layout: Literal["auto", "classes", "splits", "table", "shards"] = "auto"
+    labels: str | None = Field(None, min_length=1)
+    group_by: str | None = Field(None, min_length=1)
     image_size: ImageSize = (64, 64)
     resize: Literal["nearest", "bilinear", "area"] = "bilinear"
+    exif: Literal["apply", "ignore"] = "apply"
     validation_split: float = Field(0.2, gt=0, lt=1)
-    split_by: Literal["order", "hash"] = "order"
+    test_split: float = Field(0.0, ge=0, lt=1)
+    folds: int | None = Field(None, ge=2, le=100)
+    split_by: Literal["hash", "order"] = "hash"
     training_images: int | None = Field(None, ge=2)
     on_bad_image: Literal["fail", "skip"] = "fail"
+    on_duplicate: Literal["say", "drop", "fail"] = "say"
     cache_limit_gb: float = Field(20.0, ge=0)
+    rule: Literal[1, 2] = 2
 
 
 class Augment(Section):
@@ -96,7 +117,12 @@ class EarlyStopping(Section):
 
 
 class Train(Section):
-    """How one trial trains. fine_tune_learning_rate: with backbone.unfreeze; null: a tenth of learning_rate."""
+    """How one trial trains.
+
+    fine_tune_learning_rate: with backbone.unfreeze; null: a tenth of learning_rate.
+    class_weight: what an image of a class counts for in training: none: 1; balanced: so that all classes count alike;
+    or a number for each class, 1 for those that are not named.
+    """
 
     batch_size: int = Field(32, ge=1, lt=2**31)
     epochs: int = Field(10, ge=1, lt=2**31)
@@ -104,8 +130,17 @@ class Train(Section):
     learning_rate: float = Field(0.001, gt=0)
     fine_tune_learning_rate: float | None = Field(None, gt=0)
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    class_weight: Literal["none", "balanced"] | dict[str, Annotated[float, Field(ge=0)]] = "none"
     early_stopping: EarlyStopping | None = None
     checkpoint_every_s: float = Field(60.0, gt=0)
+
+
+class OwnModel(Section):
+    """Arguments of small_cnn and head, where they are axes. hidden: units of a layer before the classes; 0: none."""
+
+    dropout: float = Field(0.0, ge=0, le=1)
+    l2: float = Field(0.0, ge=0)
+    hidden: int = Field(0, ge=0, lt=2**31)
 
 
 def _every(value: Any) -> Any:
@@ -137,6 +172,42 @@ class Budget(Section):
     max_hours: float | None = Field(None, gt=0)
 
 
+MOST_GUARDED = 8  # values of an axis that a race guards
+
+
+def _listed(value: Any) -> Any:
+    """A name alone is a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+class Race(Section):
+    """Stop trials that can hardly win, and give more seeds to those that may.
+
+    first, factor: trials are compared after `first` epochs, and after each time `factor` as many; all but a share of
+    1/factor is stopped.
+    guard: axes (of at most 8 values) of which the best point of every value goes on: none, all, or a list of names.
+    share: stopped points that may still win are trained on while the first seed takes no more than this share of the
+    epochs of all its trials.
+    contenders: how many configurations, at most, may get the seeds after the first, in blocks up to 3, 5, 10, and all.
+    enough: no more seeds once choosing the leader can cost no more than this, in units of the metric.
+    keep: like exclude: points that are never stopped. rule: version of these rules.
+    """
+
+    first: int = Field(4, ge=1)
+    factor: float = Field(2.0, gt=1)
+    guard: Literal["all", "none"] | Annotated[list[str], BeforeValidator(_listed)] = "none"
+    share: float = Field(0.5, gt=0, le=1)
+    contenders: int = Field(8, ge=2)
+    enough: float = Field(0.005, ge=0)
+    keep: list[dict[str, Any]] = []
+    rule: Literal[1] = 1
+
+
+def _raced(value: Any) -> Any:
+    """`true` is a race with every field at its default, `false` is none."""
+    return {} if value is True else None if value is False else value
+
+
 class Spec(Section):
     """A whole run. `grid` is a product of axes, `points` adds single combinations to it, `exclude` removes some.
 
@@ -153,6 +224,7 @@ class Spec(Section):
     points: list[dict[str, Any]] = []
     exclude: list[dict[str, Any]] = []
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([0], min_length=1)
+    race: Annotated[Race | None, BeforeValidator(_raced)] = None
     metric: str = "val_accuracy"
     resources: Resources = Resources()
     budget: Budget = Budget()
@@ -162,6 +234,11 @@ class Spec(Section):
     def axes(self) -> tuple[str, ...]:
         """Every axis, in the order of the spec: first those of the grid, then those that only single points name."""
         return tuple(dict.fromkeys([*self.grid, *(name for point in self.points for name in point)]))
+
+    @property
+    def draws(self) -> list[tuple[int, int]]:
+        """(seed, fold) of every trial of a configuration, in their order; without folds, each seed's is 0."""
+        return [(seed, fold) for seed in self.seeds for fold in range(self.data.folds or 1)]
 
 
 def is_streamed(data: Data, images: int) -> bool:

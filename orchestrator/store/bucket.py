@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
 import re
 import time
-import urllib.parse
 from collections import deque
 from collections.abc import Iterator
 from datetime import timedelta
@@ -20,8 +18,9 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store, from_url
 
 from orchestrator.errors import BadInput
+from orchestrator.store.aws import aws_credentials, list_plainly
 from orchestrator.store.hints import NO_KEYS, explain, one_line
-from orchestrator.store.interface import Missing, Object, Store, raise_if_changed
+from orchestrator.store.interface import Aside, Missing, Object, Store, raise_if_changed, unaddressable
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
@@ -36,9 +35,6 @@ PATIENT_RETRY = {
 BRISK = {"timeout": "4s", "read_timeout": "4s", "connect_timeout": "3s"}
 BRISK_RETRY = {"max_retries": 1, "retry_timeout": timedelta(seconds=4)}
 
-# botocore renews credentials with under 10 minutes left, so a copy can be used for 9 minutes
-CREDENTIAL_TTL = timedelta(minutes=9)
-
 # an answer that broke off or never came, which only obstore's debug text shows; and AWS's conflict of two writes
 _TRANSIENT = r"kind: (Interrupted|Timeout)|ConditionalRequestConflict"
 # all transient failures, for requests that obstore must not retry by itself
@@ -47,36 +43,6 @@ _PASSING = rf"{_TRANSIENT}|kind: (Connect|Request)|status code: (429|500|502|503
 _UNKNOWN = r"status code: 501|<Code>NotImplemented</Code>|Unsupported header"
 _ETAG_FORMS: tuple[str, ...] = ('"{}"', "{}")  # AWS takes both, Ceph's RADOS Gateway 16.2 only the bare one
 _NO_VERSION = "0" * 32
-
-
-@contextlib.contextmanager
-def _aws_session(uri: str) -> Iterator[Any]:
-    import boto3  # here: a run on folders needs no boto3, whose import takes a third of a second
-    from botocore.exceptions import BotoCoreError
-
-    try:
-        # boto3 reads AWS_DEFAULT_REGION alone; AWS's other tools read AWS_REGION first
-        yield boto3.Session(region_name=os.environ.get("AWS_REGION") or None)
-    except (BotoCoreError, ValueError) as error:
-        hint = "check AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL and the AWS config file"
-        raise BadInput(f"{uri}: the AWS settings do not work: {one_line(str(error))}; {hint}") from None
-
-
-def aws_endpoint_and_region(uri: str) -> tuple[str | None, str]:
-    with _aws_session(uri) as session:
-        endpoint = session.client("s3").meta.endpoint_url
-    host = urllib.parse.urlsplit(endpoint).hostname or ""
-    amazon = host.startswith("s3.") and host.endswith(".amazonaws.com")
-    return None if amazon else endpoint, session.region_name or "us-east-1"
-
-
-def _aws_credentials(uri: str) -> Any:
-    from obstore.auth.boto3 import Boto3CredentialProvider
-
-    with _aws_session(uri) as session:
-        if session.get_credentials() is None:
-            raise BadInput(f"{uri} needs AWS credentials, and there are none: {NO_KEYS}")
-        return Boto3CredentialProvider(session, ttl=CREDENTIAL_TTL)
 
 
 def _attempts(client: Any, passing: str = _TRANSIENT) -> Iterator[contextlib.AbstractContextManager[None]]:
@@ -116,6 +82,7 @@ class Bucket(Store):
         self._scheme, _, rest = uri.partition("://")
         self._bucket, _, prefix = rest.partition("/")
         self._root = f"{prefix}/" if prefix else ""
+        self._signed = True  # False once there are no AWS credentials: what is public can be read
         # whether If-None-Match works, and the ETag forms that If-Match may take, as far as is known
         self._creates, self._etag_forms = True, _ETAG_FORMS
 
@@ -140,10 +107,18 @@ class Bucket(Store):
                 # both names: obstore also reads the environment, where the second would win over the first
                 options |= {"endpoint": self._endpoint, "aws_endpoint_url_s3": self._endpoint}
                 options["client_options"] = client_options | {"allow_http": self._endpoint.startswith("http://")}
-            options |= {"credential_provider": _aws_credentials(self.uri), "region": self._region}
+            self._signed = (credentials := aws_credentials(self.uri)) is not None
+            options |= {"credential_provider": credentials} if self._signed else {"skip_signature": True}
+            options["region"] = self._region
             return S3Store(self._bucket, disable_bulk_delete=True, **options)
         except (BaseError, ValueError, OSError) as error:
             raise BadInput(f"{self.uri} cannot be opened: {one_line(str(error))}") from None
+
+    def check_writable(self) -> None:
+        if not self._signed:
+            raise BadInput(
+                f"{self.uri} must be a bucket that you may write, and there are no AWS credentials: {NO_KEYS}"
+            )
 
     def _path(self, key: str) -> str:
         return self._root + self._checked(key)
@@ -153,26 +128,50 @@ class Bucket(Store):
         try:
             yield
         except (BaseError, ValueError, OSError) as error:
-            raise explain(error, f"{self.uri}/{key}" if key else self.uri, action, self._endpoint) from None
+            where = f"{self.uri}/{key}" if key else self.uri
+            raise explain(error, where, action, self._endpoint, self._signed) from None
 
     def _version(self, meta: Any) -> str:
         # Google's conditional writes use the generation, which its listings leave out
         return str(meta["version"]) if self._scheme == "gs" else _etag(meta)
 
-    def list(self, prefix: str = "") -> Iterator[Object]:
-        return self._list(self._client, prefix)
+    def list(self, prefix: str = "", aside: Aside | None = None) -> Iterator[Object]:
+        return self._list(self._client, prefix, aside)
 
-    def _list(self, client: Any, prefix: str) -> Iterator[Object]:
+    def _list(self, client: Any, prefix: str, aside: Aside | None = None) -> Iterator[Object]:
         below = self._path(prefix.rstrip("/")) + "/" if prefix else self._root
         with self._explained(prefix, "list"):
-            for meta in _list_whole(client, below):
+            for meta in self._metas(client, below, aside is not None):
                 path, size = meta["path"], meta["size"]
                 key = path[len(self._root) :]
-                if not path.startswith(below) or key.startswith(".") or "/." in key:
+                if not path.startswith(below):
                     continue
+                if key.startswith(".") or "/." in key:
+                    if aside:
+                        aside.hidden.append(key)
+                    continue
+                if aside and not size and key.endswith("/"):
+                    aside.empty.append(key)
+                elif aside and (reason := unaddressable(key)):
+                    aside.odd.append((key, reason))
                 # "dir/", a console's marker of an empty directory, arrives as "dir", which does not exist
-                if size or self.exists(key):
+                elif size or self.exists(key):
                     yield Object(self._checked(key), size, _etag(meta))
+                elif aside:
+                    aside.empty.append(f"{key}/")
+
+    def _metas(self, client: Any, below: str, with_odd: bool) -> Iterator[Any]:
+        """path, size and e_tag of what lies below. with_odd: also of keys that obstore refuses, as those with "//"."""
+        count = 0
+        try:
+            for meta in _list_whole(client, below):
+                yield meta
+                count += 1
+        except BaseError as error:
+            if not with_odd or self._scheme != "s3" or "invalid path" not in str(error):
+                raise
+            everything = list_plainly(self.uri, self._bucket, below, self._endpoint, self._region)
+            yield from itertools.islice(everything, count, None)
 
     def _get(self, key: str) -> tuple[bytes, Any]:
         path = self._path(key)

@@ -7,12 +7,13 @@ import fcntl
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import BadInput
-from orchestrator.store.interface import Missing, Object, Store, StoreError, raise_if_changed
+from orchestrator.store.interface import Aside, Missing, Object, Store, StoreError, raise_if_changed, unaddressable
 
 SAMPLES = Path(__file__).parents[1] / "data" / "sample"
 
@@ -41,6 +42,16 @@ class Folder(Store):
         elif not self._create:
             raise BadInput(f"{self.uri} must be a folder; there is none; correct the path or make the folder")
 
+    def check_writable(self) -> None:
+        there = next(str(each) for each in (Path(self._root), *Path(self._root).parents) if os.path.lexists(each))
+        try:
+            tempfile.TemporaryFile(dir=there).close()  # it never has a name
+        except OSError as error:
+            cure = "give another output, or change the permissions there"
+            raise BadInput(
+                f"{self.uri} must be a folder that you may write; {there}: {error.strerror}; {cure}"
+            ) from None
+
     def _path(self, key: str) -> str:
         return os.path.join(self._root, self._checked(key))
 
@@ -55,30 +66,39 @@ class Folder(Store):
             cure = "check the permissions and the free space there"
             raise StoreError(f"{where}: {action} failed: {error.strerror or error}; {cure}") from None
 
-    def list(self, prefix: str = "") -> Iterator[Object]:
+    def list(self, prefix: str = "", aside: Aside | None = None) -> Iterator[Object]:
         folder = self._path(prefix.rstrip("/")) if prefix else self._root
         if not self._create and not os.path.isdir(self._root):
             raise Missing(f"{self.uri}: list failed: the folder is gone")
         with self._explained(prefix, "list"):
-            yield from self._walk(folder, f"{prefix.rstrip('/')}/" if prefix else "", ())
+            yield from self._walk(folder, f"{prefix.rstrip('/')}/" if prefix else "", (), aside)
 
-    def _walk(self, folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[Object]:
+    def _walk(self, folder: str, prefix: str, above: tuple[str, ...], aside: Aside | None) -> Iterator[Object]:
         here = os.path.realpath(folder)
         if here in above:  # a link to a folder above it
             return
         try:
             with os.scandir(folder) as entries:
-                named = [(e.name + "/" * e.is_dir(), e) for e in entries if not e.name.startswith(".")]
+                every = [(e.name + "/" * os.path.isdir(e.path), e) for e in entries]
         except (FileNotFoundError, NotADirectoryError):  # deleted meanwhile
             return
-        for name, entry in sorted(named, key=lambda pair: os.fsencode(pair[0])):
+        named = sorted((pair for pair in every if pair[0][0] != "."), key=lambda pair: os.fsencode(pair[0]))
+        if aside:
+            aside.hidden += [prefix + name for name, _ in every if name[0] == "."]
+            aside.empty += [prefix] * (prefix != "" and not named)
+        for name, entry in named:
+            if aside and (reason := unaddressable(prefix + entry.name)):
+                aside.odd.append((prefix + name, reason))
+                continue
             self._checked(prefix + entry.name)
             if name.endswith("/"):
-                yield from self._walk(entry.path, prefix + name, (*above, here))
-            elif entry.is_file():
+                yield from self._walk(entry.path, prefix + name, (*above, here), aside)
+            elif os.path.isfile(entry.path):
                 with contextlib.suppress(FileNotFoundError):
                     stat = entry.stat()
                     yield Object(prefix + name, stat.st_size, str(stat.st_mtime_ns))
+            elif aside:
+                aside.odd.append((prefix + name, "a link that leads nowhere" if entry.is_symlink() else "not a file"))
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
         path = self._path(key)

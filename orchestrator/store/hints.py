@@ -10,6 +10,10 @@ _KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 NO_KEYS = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`"
 _NO_BUCKET = "correct the bucket's name, or create the bucket"
 _DENIED = "these credentials must be allowed to list the bucket and to get, put and delete its objects"
+_ONE_DENIED = "these credentials must be allowed to get it, and to decrypt it where the bucket encrypts with a KMS key"
+_ARCHIVED = "it is archived (Glacier): restore it, or leave it out"
+_OWN_KEY = "it is encrypted with a key that each reader must bring (SSE-C), which is not supported: copy it without"
+_UNSIGNED = f"there are no AWS credentials, so only what is public can be read: {NO_KEYS}"
 _FULL = "the store is full: free space in it, or have its quota raised"
 _EXPIRED = "the credentials have expired: renew them (`aws sso login`, or new keys) and run the same command again"
 HINTS = {  # by the store's error code, or else by HTTP status
@@ -22,6 +26,7 @@ HINTS = {  # by the store's error code, or else by HTTP status
     "InvalidToken": _EXPIRED,
     "RequestTimeTooSkewed": "set this machine's clock",
     "AccessDenied": _DENIED,
+    "InvalidObjectState": _ARCHIVED,
     "QuotaExceeded": _FULL,
     "XMinioAdminBucketQuotaExceeded": _FULL,
     "301": "the bucket is in another region: set AWS_REGION to it",
@@ -40,10 +45,11 @@ def one_line(text: str) -> str:
     return re.sub(r"(https?://)(?:[^\s/@]*@)?([^\s?]*)(?:\?\S*)?", r"\1\2", first)[:300]
 
 
-def explain(error: Exception, where: str, action: str, endpoint: str | None = None) -> StoreError:
+def explain(error: Exception, where: str, action: str, endpoint: str | None = None, signed: bool = True) -> StoreError:
     """Turn the failure of an object store into one line with a hint. Pure.
 
     where: Address of the object or store. endpoint: Where requests go, unless that is the provider's own endpoint.
+    signed: False where requests are sent without credentials, for want of any.
     """
     text = str(error)
     code = re.search(r"<Code>([\w.]+)</Code>", text)
@@ -53,6 +59,13 @@ def explain(error: Exception, where: str, action: str, endpoint: str | None = No
     if missing:
         return Missing(f"{where}: {action} failed: there is no such object")
     hint = HINTS.get(code[1] if code else "") or HINTS.get(status[1] if status else "") or "run the same command again"
+    denied = code[1] == "AccessDenied" if code else status is not None and status[1] in ("401", "403")
+    if denied and not signed:
+        hint = _UNSIGNED
+    elif denied and action == "read":
+        hint = _ONE_DENIED
+    elif message and "Server Side Encryption" in message[1]:
+        hint = _OWN_KEY
     if code:
         cause = one_line(f"{code[1]}: {message[1]}" if message else code[1]).rstrip(".")
     elif "without LOCATION" in text:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import BadInput
@@ -41,6 +41,21 @@ class Object:
     version: str
 
 
+@dataclass
+class Aside:
+    """What a listing leaves out.
+
+    Attributes:
+        odd: Keys that not every store can hold, and links that lead nowhere, each with the reason.
+        hidden: Files and folders whose names begin with ".".
+        empty: Folders without a file in or below them, as keys that end in "/".
+    """
+
+    odd: list[tuple[str, str]] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+
+
 class Store(ABC):
     """A place that holds objects by key. Pickles without credentials: each process finds its own.
 
@@ -51,8 +66,10 @@ class Store(ABC):
     conditional = True  # False once a condition is known not to work: the store is then read first, and written without
 
     @abstractmethod
-    def list(self, prefix: str = "") -> Iterator[Object]:
+    def list(self, prefix: str = "", aside: Aside | None = None) -> Iterator[Object]:
         """All objects below `prefix` (whole parts of a key: "a" lists "a/b", not "ab"), one page in memory at a time.
+
+        aside: takes what is left out; None: a key that not every store can hold raises StoreError.
 
         Ascending by key in UTF-8 byte order, but for object stores that list directory by directory (SeaweedFS, S3
         directory buckets: "a/x" comes before "a b" there): sort where the order decides something.
@@ -112,6 +129,10 @@ class Store(ABC):
         Raises:
             BadInput: It cannot be reached or listed; the line says why and what to do.
         """
+
+    def check_writable(self) -> None:
+        """Raise BadInput where nothing can be written, as far as that is known without writing."""
+        return
 
     def sweep(self) -> None:
         """Delete what killed writers left behind. Nobody else may be writing."""

@@ -7,7 +7,8 @@ import re
 import urllib.parse
 
 from orchestrator.errors import BadInput
-from orchestrator.store.bucket import Bucket, aws_endpoint_and_region
+from orchestrator.store.aws import aws_endpoint_and_region
+from orchestrator.store.bucket import Bucket
 from orchestrator.store.folder import Folder, open_sample
 from orchestrator.store.interface import Store, unaddressable
 
@@ -20,7 +21,7 @@ def open_store(uri: str, *, create: bool = False) -> Store:
     create: A folder may be missing; the first write makes it.
 
     Raises:
-        BadInput: `uri` has no known form, its folder is missing, or there are no credentials for it.
+        BadInput: `uri` has no known form, its folder is missing, or the settings for it do not work.
     """
     scheme, slashes, rest = uri.partition(":/")
     if not slashes or "/" in scheme:

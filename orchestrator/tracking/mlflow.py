@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 from orchestrator.errors import BadInput
-from orchestrator.plan.points import Plan, Point
-from orchestrator.run.folder import Run
-from orchestrator.run.result import Result
+from orchestrator.plans.points import Plan, Point
+from orchestrator.runs.folder import Run
+from orchestrator.runs.result import Result
 from orchestrator.scratch import scratch
 from orchestrator.store import one_line
-from orchestrator.words import label
+from orchestrator.words import label, plain
 
 _AT_ONCE = 1000  # the most metrics that a server takes in one request
 POINT, TRIAL, RUN, WINNER, MODEL = (f"orchestrator.{name}" for name in ("point", "trial", "run", "winner", "model"))
@@ -97,10 +97,11 @@ def _log_point(
     at = ended - sum(epoch.train_s for epoch in history)
     tags = {POINT: point.id, TRIAL: point.trial_id, RUN: run.store.uri}
     created = client.create_run(
-        experiment, start_time=int(at * 1000), tags=tags, run_name=label(point.values, point.seed)
+        experiment, start_time=int(at * 1000), tags=tags, run_name=label(point.values, point.seed, point.fold)
     ).info.run_id
-    values = {**plan.shared, **point.values, "seed": point.seed}
-    params = [Param(name, "x".join(map(str, v)) if isinstance(v, tuple) else str(v)) for name, v in values.items()]
+    fold = {"fold": point.fold} if plan.shared.get("data.folds") else {}
+    values = {**plan.shared, **point.values, "seed": point.seed, **fold}
+    params = [Param(name, str(plain(value))) for name, value in values.items()]
     client.log_batch(created, params=params)
     metrics = []
     for epoch in history:

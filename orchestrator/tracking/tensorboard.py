@@ -9,10 +9,11 @@ from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from orchestrator.plan.points import Point
-from orchestrator.run.folder import Run
-from orchestrator.run.result import Epoch, Result
+from orchestrator.plans.points import Point
+from orchestrator.runs.folder import Run
+from orchestrator.runs.result import Epoch, Result
 from orchestrator.scratch import scratch
+from orchestrator.words import plain
 
 
 def write_events(
@@ -34,9 +35,9 @@ def write_events(
 
 
 def hyperparameters(point: Point) -> dict[str, Any]:
-    """Axis values and the seed, sizes as HEIGHTxWIDTH."""
-    values = {name: "x".join(map(str, v)) if isinstance(v, tuple) else v for name, v in point.values.items()}
-    return {**values, "seed": point.seed}
+    """Axis values, seed and fold, sizes as HEIGHTxWIDTH."""
+    fold = {"fold": point.fold} if point.fold else {}
+    return {**{name: plain(value) for name, value in point.values.items()}, "seed": point.seed, **fold}
 
 
 def encode(values: Mapping[str, Any], history: Collection[Epoch], ended: float) -> bytes:

@@ -3,6 +3,7 @@
 The file is NumPy's .npz, uncompressed:
     far            how far the trial is: CheckpointState as JSON, in bytes
     v0000, v0001…  values of the variables: the model's, the optimizer's, and the sums over the epoch so far
+    right          Tally.recent
     k0000, k0001…  the model's weights after its best epoch, where these count
     probabilities  what the model said of the validation images after that epoch
 """
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.run.result import Epoch
+from orchestrator.runs.result import Epoch, Right
 from orchestrator.store import StoreError
 from orchestrator.words import last_line
 
@@ -34,6 +35,7 @@ class CheckpointState(BaseModel):
         step: Steps taken of the epoch after the history; all of them where it was stopped before it was validated.
         spent_s: Seconds that these steps took.
         best_epoch: The epoch of Checkpoint.best; None where there is none. Called `kept` in the file.
+        ranked, right: Tally.ranked and Tally.kept.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
@@ -43,6 +45,8 @@ class CheckpointState(BaseModel):
     step: int = Field(ge=0)
     spent_s: float = Field(ge=0)
     best_epoch: int | None = Field(None, validation_alias="kept", serialization_alias="kept")
+    ranked: Right | None = None
+    right: dict[int, Right] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +65,24 @@ class BestWeights:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """All that decides how a trial goes on. Attributes: values: of the trial's variables, in their order."""
+    """All that decides how a trial goes on.
+
+    Attributes:
+        values: Of the trial's variables, in their order.
+        right: Tally.recent; None in checkpoints of versions that did not write it.
+    """
 
     state: CheckpointState
     values: list[np.ndarray]
     best: BestWeights | None
+    right: np.ndarray | None = None
 
     def to_bytes(self) -> bytes:
         """The checkpoint as a file."""
         state = self.state.model_dump_json(by_alias=True).encode()
         arrays: dict[str, Any] = {"far": np.frombuffer(state, np.uint8), **_numbered("v", self.values)}
+        if self.right is not None:
+            arrays["right"] = self.right
         if self.best:
             arrays |= {**_numbered("k", self.best.weights), "probabilities": self.best.outputs}
         file = io.BytesIO()
@@ -88,7 +100,7 @@ class Checkpoint:
                 best = BestWeights(state.best_epoch, _in_order("k", arrays), arrays["probabilities"])
         except KeyError as error:
             raise ValueError(f"it has no {error}") from None
-        return cls(state, values, best)
+        return cls(state, values, best, arrays.get("right"))
 
 
 def _numbered(letter: str, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -105,8 +117,10 @@ def read_arrays(data: bytes) -> dict[str, np.ndarray]:
     file = io.BytesIO(data)
     try:
         with zipfile.ZipFile(file) as parts:
-            if any(part.compress_type or part.file_size > len(data) for part in parts.infolist()):
+            if any(part.compress_type for part in parts.infolist()):
                 raise ValueError("it is compressed, which ours are not")
+            if sum(part.file_size for part in parts.infolist()) > len(data):
+                raise ValueError("its parts overlap")
         with np.load(file, allow_pickle=False) as saved:
             return dict(saved)
     except Exception as error:  # zipfile and NumPy have a dozen kinds, down to Python's tokenizer's
@@ -146,12 +160,24 @@ class CheckpointWriter:
         self.wait()
         if len(self._failures) >= _MOST_FAILURES:
             raise self._failures[-1]
+        self._begin()
+
+    def write_last(self) -> None:
+        """Write the state as it is now, and return when that is done, or has failed: what is trained is trained.
+
+        A grid that grows in epochs goes on from there.
+        """
+        self.wait()
+        self._begin()
+        self.wait()
+
+    def _begin(self) -> None:
         self._last = time.monotonic()
         self._thread = threading.Thread(target=self._write_one, args=(self._snapshot(),))
         self._thread.start()
 
     def wait(self) -> None:
-        """Return when the last one is written: a grid that grows in epochs goes on from there."""
+        """Return when the last one is written, or has failed."""
         if self._thread:
             self._thread.join()
 

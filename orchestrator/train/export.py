@@ -6,7 +6,7 @@ lie the predictions for the validation images, as training had them at that epoc
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -17,10 +17,11 @@ import tensorflow as tf
 from orchestrator.data.index import Index
 from orchestrator.data.pipeline import SCALE, Source
 from orchestrator.data.stream import decode
-from orchestrator.plan.points import points_of
-from orchestrator.run.context import WorkerContext
-from orchestrator.run.folder import CANDIDATES, KeepModels, versions
-from orchestrator.run.result import Epoch, Exported, merit, ranked_by
+from orchestrator.plans.points import points_of
+from orchestrator.runs.context import WorkerContext
+from orchestrator.runs.folder import CANDIDATES, KeepModels, versions
+from orchestrator.runs.result import Epoch, Exported, merit, ranked_by
+from orchestrator.runs.threshold import choose_threshold
 from orchestrator.store import StoreError
 from orchestrator.train.backbone import Branch, compose
 from orchestrator.train.inputs import extractor_of
@@ -78,7 +79,7 @@ class Exporter:
         if self._context.keep is KeepModels.none or self._is_left_to_the_winner:
             return []
         training = self._training
-        reached = [each for each in self._points if each <= len(training.history) or training.is_over]
+        reached = [each for each in self._points if each <= len(training.history) or training.ended_early]
         if reached and self._context.keep is KeepModels.best:
             reached = [min(reached, key=lambda each: merit(self._history(each), *self._ranking))]
         return [each for each in reached if each not in self._written]
@@ -120,10 +121,11 @@ class Exporter:
             validated = training.loop.validate()
             assert validated is not None  # nothing stops it
             outputs = validated.outputs
-        name, facts = f"{self._prefix}{self._points[milestone].id}", self._facts(milestone, digest)
-        validation = _validation_file(
-            self._context.index, training.images.source, training.images.validation_rows, class_probabilities(outputs)
-        )
+        index, rows, probabilities = self._context.index, training.images.validation_rows, class_probabilities(outputs)
+        threshold, chosen = choose_threshold(self._context.spec.metric, index.labels[rows], probabilities)
+        facts = self._facts(milestone, digest).model_copy(update={"threshold": threshold, "threshold_chosen": chosen})
+        validation = judged_file(index, training.images.source, rows, probabilities)
+        name = f"{self._prefix}{self._points[milestone].id}"
         run.write_model(name, keras_file, validation, facts)
         if self._context.keep is KeepModels.best:
             for beaten in self._written:
@@ -151,6 +153,7 @@ class Exporter:
             trial_id=point.trial_id,
             values=dict(point.values),
             seed=point.seed,
+            fold=point.fold,
             epochs=point.epochs,
             epoch=epoch.epoch,
             metric=spec.metric,
@@ -162,10 +165,18 @@ class Exporter:
         )
 
 
-def _validation_file(index: Index, source: Source, rows: np.ndarray, probabilities: np.ndarray) -> bytes:
+def judged_file(
+    index: Index,
+    source: Source,
+    rows: np.ndarray,
+    probabilities: np.ndarray,
+    metadata: Mapping[bytes, str] | None = None,
+) -> bytes:
     """A Parquet file: path, label, predicted, probabilities, and a thumbnail of the worst classified.
 
-    rows: (n,) the validation images' rows of the index. probabilities: (n, classes).
+    predicted: as training counts it; of two classes, the second above one half, whatever Exported.threshold is.
+
+    rows: (n,) the judged images' rows of the index. probabilities: (n, classes).
     """
     labels = index.labels[rows]
     of_truth = probabilities[np.arange(len(rows)), labels]
@@ -183,7 +194,7 @@ def _validation_file(index: Index, source: Source, rows: np.ndarray, probabiliti
         }
     )
     out = io.BytesIO()
-    pq.write_table(table, out, write_page_checksum=True)
+    pq.write_table(table.replace_schema_metadata(metadata), out, write_page_checksum=True)
     return out.getvalue()
 
 
@@ -192,8 +203,9 @@ def _pictures(source: Source, rows: np.ndarray) -> Iterator[tf.Tensor]:
     if source.images is not None:
         yield from (source.images[row] for row in rows.tolist())
     elif source.encoded is not None:
-        for _, blobs in source.encoded.chunks(rows):
-            yield from (decode(tf.constant(b), source.data.image_size, source.data.resize) for b in blobs)
+        size, resize = source.data.image_size, source.data.resize
+        for _, blobs, turns in source.encoded.chunks(rows):
+            yield from (decode(blob, turn, size, resize) for blob, turn in zip(blobs, turns, strict=True))
 
 
 @contextlib.contextmanager

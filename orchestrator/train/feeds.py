@@ -45,6 +45,10 @@ class PipedFeed:
         """Train on the next `count` batches, each of `size` images."""
         self._train(self._batches, tf.constant(count), size)
 
+    def close(self) -> None:
+        """Read nothing ahead any more."""
+        self._batches = iter(())
+
 
 class ResidentFeed:
     """The same from images or features that lie in the memory of the device: picked, and augmented, there."""
@@ -80,6 +84,10 @@ class ResidentFeed:
         first = tf.constant(step * self._batch_size, tf.int64)
         self._train(order, view, first, tf.constant(count, tf.int64), size)
 
+    def close(self) -> None:
+        """Keep no epoch's order."""
+        self._layout = None
+
 
 def _of_size(batch: _Batch, size: int) -> Iterator[tf.Tensor]:
     """Images and labels of a batch whose size the graph is to know."""
@@ -102,6 +110,10 @@ class PipedValidation:
         """The next `count` batches: the sums with theirs added, and the model's outputs for them, one row per image."""
         return self._validate(self._batches, tf.constant(count), sums)
 
+    def close(self) -> None:
+        """Read nothing ahead any more."""
+        self._batches = iter(())
+
 
 class ResidentValidation:
     """The same on features, picked where they lie."""
@@ -121,6 +133,9 @@ class ResidentValidation:
     def take(self, done: int, count: int, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The same for `count` batches after the first `done`."""
         return self._validate((self._view, tf.constant(done)), tf.constant(count), sums)
+
+    def close(self) -> None:
+        """Nothing is read ahead."""
 
 
 def _validating(

@@ -8,13 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import ValidationError
 
-from orchestrator.data.index import IMAGE_SUFFIXES
+from orchestrator import machine
+from orchestrator.data.indexing import find_labelled_images
+from orchestrator.data.layout import IMAGE_SUFFIXES, WHOLE_OBJECT
+from orchestrator.data.listing import list_objects, objects_of
 from orchestrator.errors import BadInput
-from orchestrator.run.folder import BEST
-from orchestrator.run.result import Exported
+from orchestrator.runs.folder import BEST
+from orchestrator.runs.result import Exported
 from orchestrator.store import Missing, Object, Store, StoreError, open_store
 from orchestrator.terminal import without_stderr
 from orchestrator.train.model import class_probabilities
+from orchestrator.words import plural
+
+_NAMED = 3  # files or classes that a line names
 
 
 @dataclass(frozen=True)
@@ -24,26 +30,62 @@ class Picture:
     Attributes:
         path: What the person asked for.
         listed: How its folder lists it; None where the image itself was named.
+        label: Its class; None where that is not known.
     """
 
     path: str
     store: Store
     key: str
     listed: Object | None = None
+    label: str | None = None
 
 
-def classify(model: str, images: Sequence[str]) -> tuple[Exported, list[tuple[str, np.ndarray]], dict[str, str]]:
+@dataclass(frozen=True)
+class Found:
+    """What there is to classify.
+
+    Attributes:
+        failures: What was asked for and cannot be read -> why.
+        notes: What else was left out, a line for each folder.
+    """
+
+    pictures: list[Picture]
+    failures: dict[str, str]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What a model says of images.
+
+    Attributes:
+        facts: What stands beside the model.
+        said: Path and (classes,) probabilities of each image.
+        labels: The class of each of these images; empty where nobody asked for it.
+        failures, notes: See Found.
+    """
+
+    facts: Exported
+    said: list[tuple[str, np.ndarray]]
+    labels: list[str]
+    failures: dict[str, str]
+    notes: list[str]
+
+
+def classify(model: str, images: Sequence[str], labelled: bool = False) -> Classified:
     """Let a model say what is on these images.
 
-    model: a run folder, or a .keras file beside its .json. images: files and folders; s3:// as well.
-    Returns what stands beside the model; path and (classes,) probabilities of each image; and path -> why it could not
-    be read. Raises BadInput.
+    model: a run folder, or a .keras file beside its .json. images: files and folders; s3:// as well. labelled: they are
+    folders that are laid out as training data are. Raises BadInput.
     """
     data, facts, name = read_model(model)
-    pictures, failures = find_pictures(images)
-    found = predict(data, facts, name, pictures) if pictures else {}
-    failures |= {pictures[i].path: what for i, what in found.items() if isinstance(what, str)}
-    return facts, [(pictures[i].path, p) for i, p in sorted(found.items()) if not isinstance(p, str)], failures
+    found = find_labelled(images, facts.classes) if labelled else find_pictures(images)
+    says = predict(data, facts, name, found.pictures) if found.pictures else {}
+    unreadable = {found.pictures[i].path: what for i, what in says.items() if isinstance(what, str)}
+    read = [(found.pictures[i], what) for i, what in sorted(says.items()) if not isinstance(what, str)]
+    labels = [picture.label for picture, _ in read if picture.label is not None]
+    said = [(picture.path, what) for picture, what in read]
+    return Classified(facts, said, labels, {**found.failures, **unreadable}, found.notes)
 
 
 def read_model(uri: str) -> tuple[bytes, Exported, str]:
@@ -64,36 +106,80 @@ def read_model(uri: str) -> tuple[bytes, Exported, str]:
         ) from None
 
 
-def find_pictures(uris: Sequence[str]) -> tuple[list[Picture], dict[str, str]]:
+def find_pictures(uris: Sequence[str]) -> Found:
     """Every image that is named, or lies below a folder or prefix that is; and what is none, with the reason."""
-    pictures: list[Picture] = []
-    failures: dict[str, str] = {}
+    found = Found([], {}, [])
     for uri in uris:
+        before = len(found.pictures)
         try:
-            found = list(_below(uri))
+            _find_below(uri, found)
         except BadInput as error:
-            failures[uri] = str(error)
+            found.failures[uri] = str(error)
             continue
-        pictures += found
-        if not found:
-            failures[uri] = f"holds no image ({', '.join(IMAGE_SUFFIXES)})"
-    return pictures, failures
+        if len(found.pictures) == before:
+            found.failures[uri] = f"holds no image ({', '.join(IMAGE_SUFFIXES)})"
+    return found
 
 
-def _below(uri: str) -> Iterator[Picture]:
+def _find_below(uri: str, found: Found) -> None:
     folder, name = os.path.split(uri)
     if os.path.isfile(uri):
-        yield Picture(uri, open_store(folder or "."), name)
+        found.pictures.append(Picture(uri, open_store(folder or "."), name))
         return
     if "://" not in uri and not os.path.exists(uri):
         raise BadInput("there is no such file or folder")
     store = open_store(uri)
-    objects = [o for o in store.list() if o.key.lower().endswith(IMAGE_SUFFIXES)]
-    if not objects and "://" in uri and name and not folder.endswith(":/"):
+    listing = list_objects(store)
+    objects = objects_of(listing.objects)
+    images = [o for o in objects if o.key.lower().endswith(IMAGE_SUFFIXES)]
+    if not images and "://" in uri and name and not folder.endswith(":/"):
         above = open_store(folder)
         if above.exists(name):
-            yield Picture(uri, above, name)
-    yield from (Picture(f"{uri.rstrip('/')}/{o.key}", store, o.key, o) for o in objects)
+            found.pictures.append(Picture(uri, above, name))
+    found.pictures.extend(Picture(_path(uri, o.key), store, o.key, o) for o in images)
+    lost = {key: reason for key, reason in listing.bad if key.lower().endswith((*IMAGE_SUFFIXES, "/"))}
+    found.failures.update({_path(uri, key): reason for key, reason in lost.items()})
+    others = [o.key for o in objects if not o.key.lower().endswith(IMAGE_SUFFIXES)]
+    others += [key for key, _ in listing.bad if key not in lost]
+    found.notes.extend(_say_left_out(uri, others, "not an image by name"))
+
+
+def find_labelled(uris: Sequence[str], classes: Sequence[str]) -> Found:
+    """Every image of folders that are laid out as training data are, with its class. Raises BadInput.
+
+    classes: those that the model knows; images of others are left out.
+    """
+    found = Found([], {}, [])
+    for uri in uris:
+        store = open_store(uri)
+        laid_out = find_labelled_images(store)
+        if any(row != WHOLE_OBJECT for row in laid_out.images["row"].to_pylist()):
+            raise BadInput(f"--labelled must have images as single files, got Parquet shards in {uri}: name a folder")
+        labels = laid_out.images["name"].to_pylist()
+        pairs = [*zip(objects_of(laid_out.images), labels, strict=True)]
+        known = [Picture(_path(uri, o.key), store, o.key, o, name) for o, name in pairs if name in classes]
+        if not known:
+            raise BadInput(
+                f"--labelled must have images of the model's classes ({', '.join(classes)}), got "
+                f"{', '.join(sorted(set(labels))[:_NAMED]) or 'none'} in {uri}: rename the folders, or check the table"
+            )
+        found.pictures.extend(known)
+        found.failures.update({_path(uri, key): reason for key, reason in laid_out.bad})
+        strange = [o.key for o, name in pairs if name not in classes]
+        found.notes.extend(_say_left_out(uri, strange, "of classes that the model does not know"))
+        found.notes.extend(f"{uri}: {note}" for note in laid_out.notes)
+    return found
+
+
+def _path(uri: str, key: str) -> str:
+    return f"{uri.rstrip('/')}/{key}"
+
+
+def _say_left_out(uri: str, keys: Sequence[str], why: str) -> list[str]:
+    if not keys:
+        return []
+    more = f" and {len(keys) - _NAMED:,} more" if len(keys) > _NAMED else ""
+    return [f"{uri}: {plural(len(keys), 'file')} left out, {why}: {', '.join(keys[:_NAMED])}{more}"]
 
 
 class _Encoded:
@@ -141,7 +227,8 @@ def predict(data: bytes, facts: Exported, name: str, pictures: Sequence[Picture]
     infer_in_graph = tf.function(infer, input_signature=[tf.TensorSpec((None, *facts.image_size, 3), tf.uint8)])
     encoded = _Encoded(pictures)
     found: dict[int, np.ndarray | str] = {}
-    for rows, what in decoded(encoded, len(pictures), facts.image_size, facts.resize, os.cpu_count() or 1):
+    exif = facts.spec.get("data", {}).get("exif", "ignore")  # models from before there was a choice took none
+    for rows, what in decoded(encoded, len(pictures), facts.image_size, facts.resize, machine.cpus(), exif):
         if isinstance(what, str) or isinstance(rows, int):
             found[int(rows)] = encoded.failures.get(int(rows), str(what))
         else:

@@ -1,6 +1,5 @@
 """Inputs: what a trial trains on: the images of this node's cache or of the store, or the features of a backbone."""
 
-import os
 import platform
 from dataclasses import replace
 
@@ -8,33 +7,51 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from orchestrator import machine
 from orchestrator.data.cache import Cache, open_cache
 from orchestrator.data.features import Maker, is_made, open_features, read_width
 from orchestrator.data.index import check_split, describe_bad
 from orchestrator.data.pipeline import FeatureSource, Source, shared_tensor, view_batches
 from orchestrator.data.stream import Encoded
 from orchestrator.errors import BadInput
-from orchestrator.run.context import Reporter, WorkerContext
+from orchestrator.plans.points import Trial
+from orchestrator.runs.context import Reporter, WorkerContext
 from orchestrator.spec.axes import Settings
 from orchestrator.spec.backbones import View, views
 from orchestrator.spec.sections import Data
 from orchestrator.train.backbone import BATCH, Extract, compile_extractor, load_extractor, make_features
 from orchestrator.train.device import gpu_with_room
 from orchestrator.train.loop import TrialImages
-from orchestrator.train.model import build
 
 _caches: dict[tuple[object, ...], Cache] = {}
-_sources: dict[tuple[str, str], Encoded] = {}
+_sources: dict[tuple[str, str, str], Encoded] = {}
+_copies: list[tuple[np.ndarray, tf.Tensor]] = []  # images, and their copy on the GPU
 _features: dict[tuple[str, str], np.ndarray] = {}
 _extractors: dict[tuple[object, ...], tuple[keras.Model, Extract]] = {}
 _FEATURES_GB = 20.0  # what features may take on a node, at least
 
 
-def open_inputs(context: WorkerContext, settings: Settings, seed: int, reporter: Reporter) -> tuple[TrialImages, Cache]:
-    """What a trial with these settings trains on, and the cache of its images.
+def open_inputs(
+    context: WorkerContext, settings: Settings, trial: Trial, reporter: Reporter
+) -> tuple[TrialImages, Cache]:
+    """What a trial trains on with these settings, and the cache of its images.
 
     Features that nobody has made yet are made. Raises BadInput, StoreError, and Stopped where the reporter says so.
     """
+    index = context.index
+    source, cache = open_source(context, settings, trial.seed, reporter)
+    readable = index.readable(cache.bad)
+    rows = index.training_rows(readable, settings.data.training_images, trial.fold)
+    resident: Source | FeatureSource | None = None
+    if settings.backbone and not settings.backbone.unfreeze:
+        resident = _feature_source(context, settings, source, cache.bad, reporter)
+    elif cache.images is not None and (gpu := gpu_with_room(cache.images.nbytes)):
+        resident = replace(source, images=_on_device(gpu, cache.images, source.images))
+    return TrialImages(source, resident, rows, np.flatnonzero(index.validates(trial.fold) & readable)), cache
+
+
+def open_source(context: WorkerContext, settings: Settings, seed: int, reporter: Reporter) -> tuple[Source, Cache]:
+    """Every image, as a trial with these settings takes it, and the node's cache of them."""
     cache = _cache(context, settings.data, reporter)
     index, classes = context.index, len(context.index.classes)
     source = Source(
@@ -44,17 +61,18 @@ def open_inputs(context: WorkerContext, settings: Settings, seed: int, reporter:
         augment=settings.augment,
         seed=seed,
         threads=context.spec.resources.cpus_per_trial,
-        encoded=_encoded(context) if cache.images is None else None,
+        encoded=_encoded(context, settings.data.exif) if cache.images is None else None,
     )
-    readable = index.readable(cache.bad)
-    rows = index.training_rows(readable, settings.data.training_images)
-    resident: Source | FeatureSource | None = None
-    if settings.backbone and not settings.backbone.unfreeze:
-        resident = _feature_source(context, settings, source, cache.bad, reporter)
-    elif cache.images is not None and (gpu := gpu_with_room(cache.images.nbytes)):
+    return source, cache
+
+
+def _on_device(gpu: str, array: np.ndarray, images: tf.Tensor) -> tf.Tensor:
+    """A copy of these images on the GPU: the last one is kept, and all trials and models of this process share it."""
+    if not _copies or _copies[-1][0] is not array:
+        _copies.clear()
         with tf.device(gpu):
-            resident = replace(source, images=tf.identity(source.images))
-    return TrialImages(source, resident, rows, np.flatnonzero(index.validation & readable)), cache
+            _copies.append((array, tf.identity(images)))
+    return _copies[-1][1]
 
 
 def new_extractor(context: WorkerContext, settings: Settings) -> keras.Model:
@@ -101,7 +119,6 @@ def _feature_source(
         if bad and settings.data.on_bad_image == "fail":
             raise BadInput(describe_bad([(index.paths[row], reason) for row, reason in sorted(bad.items())]))
         check_split(index, readable, settings.data.uri)
-        build(settings.model, (feature_width(context, settings),), len(index.classes), settings.model_args)
     arrays = {view.id: _features_of(view, context, settings, source, readable, reporter) for view in wanted}
     gpu = gpu_with_room(sum(array.nbytes for array in arrays.values()))
     with tf.device(gpu or "CPU:0"):
@@ -119,7 +136,7 @@ def _features_of(
     key = (context.run.store.uri, view.id)
     if key in _features:
         return _features[key]
-    backbone, threads = settings.backbone, os.cpu_count() or 1
+    backbone, threads = settings.backbone, machine.cpus()
     assert backbone is not None
     all_cores = replace(source, threads=threads, seed=0)  # its changes are the same for every trial
     made = 0
@@ -151,16 +168,16 @@ def _features_of(
 
 def _cache(context: WorkerContext, data: Data, reporter: Reporter) -> Cache:
     """This node's cache, opened and verified once per worker."""
-    key = (context.images.uri, context.index.digest, data.image_size, data.resize, data.cache_limit_gb)
+    key = (context.images.uri, context.index.digest, data.image_size, data.resize, data.exif, data.cache_limit_gb)
     if key not in _caches:
         _caches[key] = open_cache(context.index, context.images, data, reporter.say, reporter.stopping)
     return _caches[key]
 
 
-def _encoded(context: WorkerContext) -> Encoded:
+def _encoded(context: WorkerContext, exif: str) -> Encoded:
     """The images as they lie in the store; a worker reads the shards' footers once."""
-    key = (context.images.uri, context.index.digest)
+    key = (context.images.uri, context.index.digest, exif)
     if key not in _sources:
-        _sources[key] = Encoded(context.index, context.images)
+        _sources[key] = Encoded(context.index, context.images, exif)
     _sources[key].failures.clear()  # those of earlier trials
     return _sources[key]

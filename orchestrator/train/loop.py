@@ -65,12 +65,13 @@ class Loop:
         images: TrialImages,
         batch_size: int,
         epochs: int,
+        weights: np.ndarray | None = None,
     ) -> None:
-        """optimizer: built for the model. epochs: how many the trial has at most."""
+        """optimizer: built for the model. epochs: how many the trial has at most. weights: as training_step takes."""
         self._images, self._batch_size, self._epochs = images, batch_size, epochs
         self.steps = math.ceil(len(images.rows) / batch_size)
         self.sums = tf.Variable(no_sums())
-        step = training_step(model, optimizer, self.sums)
+        step = training_step(model, optimizer, self.sums, weights)
         self._feed: ResidentFeed | PipedFeed
         if images.resident:
             self._feed = ResidentFeed(images.resident, images.rows, batch_size, step)
@@ -99,6 +100,12 @@ class Loop:
             self._feed.take(position, count, size)
         self._position = position + count
         return count, self._stretch.took_s
+
+    def close(self) -> None:
+        """Let go of what is read ahead; training may go on all the same."""
+        self._position = None
+        self._feed.close()
+        self._validation.close()
 
     def take_sums(self) -> Sums:
         """The sums over the epoch that was just trained; they start again at zero."""

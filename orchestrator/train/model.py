@@ -1,6 +1,8 @@
 """Model: the small CNN, the head on features, and building a user's own. Loads Keras only when a model is built."""
 
 import importlib
+import inspect
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +11,8 @@ if TYPE_CHECKING:
     import keras
 
 from orchestrator.errors import BadInput
-from orchestrator.spec.code import split_name
+from orchestrator.spec.axes import Settings
+from orchestrator.spec.code import local_imports, split_name
 
 
 def small_cnn(input_shape: tuple[int, int, int], classes: int, dropout: float = 0.0, l2: float = 0.0) -> "keras.Model":
@@ -53,28 +56,71 @@ def head(
     return Model(features, x)
 
 
-def build(name: str, input_shape: tuple[int, ...], classes: int, args: dict[str, Any]) -> "keras.Model":
-    """Build the model `name`. Raises BadInput where there is no such function or its output has another shape."""
+def build(settings: Settings, input_shape: tuple[int, ...], classes: int) -> "keras.Model":
+    """Build the model that the settings name, as a functional one where it is not.
+
+    Raises BadInput where there is no such function, what it returns takes or gives another shape, or is compiled for
+    another training than that of the settings.
+    """
+    import keras
+
+    from orchestrator.train.compiled import check_compiled
+
+    name = settings.model
     module, function = split_name(name)
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise BadInput(f"model must name a function that exists, got {name}: {error}") from None
-    model = found(input_shape=input_shape, classes=classes, **args)
-    wanted = (None, 1 if classes == 2 else classes)
-    got = tuple(getattr(model, "output_shape", None) or ())
-    if got != wanted:
+    keras.config.set_dtype_policy(settings.train.precision)
+    try:
+        model = found(input_shape=input_shape, classes=classes, **settings.model_args)
+        if not isinstance(model, keras.Model):
+            raise BadInput(
+                f"model {name} must return a keras.Model, got {type(model).__name__}: end it in return MODEL"
+            )
+        check_compiled(model, name, settings.train)
+        if not getattr(model, "output_shape", None):  # a subclass, or layers that do not know their input yet
+            image = keras.Input(input_shape)
+            model = keras.Model(image, model(image))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    taken = tuple(model.input_shape)
+    if len(taken) != len(input_shape) + 1 or any(
+        a not in (b, None) for a, b in zip(taken[1:], input_shape, strict=True)
+    ):
         raise BadInput(
-            f"model {name} must build a Keras model with output shape {wanted} for {classes} classes, "
-            f"got {got or type(model).__name__}: end it in a Dense layer of {wanted[1]}"
+            f"model {name} must take input of shape {(None, *input_shape)}, got {taken}: begin it with "
+            f"keras.Input(input_shape)"
+        )
+    wanted = (None, 1 if classes == 2 else classes)
+    if (got := tuple(model.output_shape)) != wanted:
+        raise BadInput(
+            f"model {name} must build a Keras model with output shape {wanted} for {classes} classes, got {got}: "
+            f"{last_layer(classes)}"
         )
     return model
 
 
-def read_classes(name: str, base: type) -> dict[str, type]:
-    """The classes below `base` that the module of the model `name` has, by name. Imports, and so runs, the module."""
+def last_layer(classes: int) -> str:
+    """What a person should write, where the output of a model is not what it must be."""
+    units, activation = (1, "sigmoid") if classes == 2 else (classes, "softmax")
+    return f'end it in keras.layers.Dense({units}, activation="{activation}")'
+
+
+def own_objects(name: str) -> dict[str, Any]:
+    """Classes and functions that the module of the model `name`, and those of the user's that it imports, have.
+
+    By their names, those of the module itself first. Imports, and so runs, the module.
+    """
     module = importlib.import_module(split_name(name)[0])
-    return {key: found for key, found in vars(module).items() if isinstance(found, type) and issubclass(found, base)}
+    modules = [*(sys.modules[each] for each in local_imports(name) if each in sys.modules), module]
+    return {
+        key: found
+        for each in modules
+        for key, found in vars(each).items()
+        if isinstance(found, type) or inspect.isfunction(found)
+    }
 
 
 def class_probabilities(output: np.ndarray) -> np.ndarray:

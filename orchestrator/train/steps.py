@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 Step = Callable[[tf.Tensor, tf.Tensor], None]
@@ -20,8 +21,13 @@ class Sums(NamedTuple):
     images: float
 
 
-def training_step(model: keras.Model, optimizer: keras.optimizers.Optimizer, sums: tf.Variable) -> Step:
-    """Trains the model on a batch, and adds what it said of the batch to the sums."""
+def training_step(
+    model: keras.Model, optimizer: keras.optimizers.Optimizer, sums: tf.Variable, weights: np.ndarray | None = None
+) -> Step:
+    """Trains the model on a batch, and adds what it said of the batch to the sums.
+
+    weights: (classes,) float32, what the loss of an image of each class counts for in the objective; None: all alike.
+    """
     score, variables = _score_of(model), model.trainable_variables
 
     @plain
@@ -29,7 +35,8 @@ def training_step(model: keras.Model, optimizer: keras.optimizers.Optimizer, sum
         with tf.GradientTape() as tape:
             losses, correct = score(labels, tf.cast(model(images, training=True), tf.float32))
             loss = tf.reduce_mean(losses)
-            objective = loss + _penalty(model)
+            weighted = loss if weights is None else tf.reduce_mean(losses * _weight_of(labels, weights))
+            objective = weighted + _penalty(model)
             scaled = optimizer.scale_loss(objective)
         optimizer.apply(tape.gradient(scaled, variables), variables)
         count = tf.cast(tf.shape(images)[0], tf.float64)
@@ -62,6 +69,11 @@ def _sums(objective: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tf.Tenso
     return tf.stack(
         [objective, loss, tf.cast(tf.reduce_sum(correct), tf.float64), tf.cast(tf.size(correct), tf.float64)]
     )
+
+
+def _weight_of(labels: tf.Tensor, weights: np.ndarray) -> tf.Tensor:
+    """(batch,) float32. labels: as the model's loss takes them. weights: (classes,) float32."""
+    return tf.gather(tf.constant(weights), tf.cast(tf.reshape(labels, [-1]), tf.int32))
 
 
 def _penalty(model: keras.Model) -> tf.Tensor:

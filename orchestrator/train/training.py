@@ -8,21 +8,22 @@ from typing import Any
 import keras
 import numpy as np
 
-from orchestrator.metrics import METRICS
-from orchestrator.plan.points import Trial
-from orchestrator.run.context import WorkerContext
-from orchestrator.run.folder import KeepModels
-from orchestrator.run.result import Epoch, monitored, ranked_by
+from orchestrator.data.weights import class_weights
+from orchestrator.metrics import METRICS, Predictions, measure
+from orchestrator.plans.points import Trial
+from orchestrator.runs.context import WorkerContext
+from orchestrator.runs.result import Epoch, lacks, monitored, ranked_by, restores_best
 from orchestrator.spec.axes import Settings
 from orchestrator.spec.sections import EarlyStopping, Train
 from orchestrator.train.backbone import Branch, unfreeze
 from orchestrator.train.checkpoint import BestWeights, Checkpoint, CheckpointState
 from orchestrator.train.inputs import new_extractor
-from orchestrator.train.loop import Loop, TrialImages, Validated
-from orchestrator.train.model import build, class_probabilities
-from orchestrator.train.model_file import check_savable, weights_digest
+from orchestrator.train.loop import Loop, TrialImages
+from orchestrator.train.model import build, class_probabilities, predicted_classes
+from orchestrator.train.model_file import weights_digest
 from orchestrator.train.optimizers import make_optimizer
 from orchestrator.train.steps import Sums
+from orchestrator.train.tally import Tally
 
 
 class Diverged(ArithmeticError):
@@ -40,12 +41,13 @@ class Training:
         outputs: (validation images, model outputs) float32, what the model said of the validation images after the
             last epoch; None where a checkpoint was taken since, which does not hold it.
         best: The best epoch's weights, where these and not the last epoch's are the trial's.
+        tally: Which validation images the model had right.
         head: The part of the model that is trained on features, where it has a backbone; otherwise the whole model.
         weights: The model's variables, without those of a backbone that nothing changes.
     """
 
     def __init__(self, settings: Settings, trial: Trial, context: WorkerContext, images: TrialImages) -> None:
-        """Build the model from the trial's seed. Raises BadInput where that, or saving it, is not possible."""
+        """Build the model from the trial's seed. Raises BadInput where that is not possible."""
         self.settings, self.trial, self.images = settings, trial, images
         self._metric = context.spec.metric
         self._labels = context.index.labels[images.validation_rows]
@@ -54,13 +56,13 @@ class Training:
         self.step, self.spent_s = 0, 0.0
         self.outputs: np.ndarray | None = None
         self.best: BestWeights | None = None
+        self.tally = Tally(len(self._labels), self._metric)
         keras.utils.set_random_seed(trial.seed)
         self.model, self.head = _models(settings, context, images)
-        if context.keep is not KeepModels.none:
-            check_savable(self.head, settings.model)
         optimizer = make_optimizer(_schedule(settings))
         optimizer.build(self.model.trainable_variables)
-        self.loop = Loop(self.model, optimizer, images, settings.train.batch_size, trial.milestones[-1])
+        weights = class_weights(settings.train.class_weight, context.index.classes, context.index.labels[images.rows])
+        self.loop = Loop(self.model, optimizer, images, settings.train.batch_size, trial.milestones[-1], weights)
         changing = {id(v) for v in (*self.head.variables, *self.model.trainable_variables)}
         self.weights = [v for v in self.model.variables if id(v) in changing]
         self._variables = [*self.weights, *optimizer.variables, self.loop.sums]  # in a checkpoint's order
@@ -71,16 +73,24 @@ class Training:
         return len(self.history) + self.step / self.loop.steps
 
     @property
+    def size_mb(self) -> float:
+        """What its variables take of the memory, in MB (10^6 bytes)."""
+        return sum(math.prod(v.shape) for v in self._variables) * 4 / 1e6
+
+    @property
     def is_over(self) -> bool:
-        """Trained to the last milestone, or ended by early stopping."""
-        early = self.settings.train.early_stopping
-        return len(self.history) >= self.trial.milestones[-1] or _ends_early(self.history, early)
+        """Trained to its end, or ended by early stopping."""
+        return len(self.history) >= self.trial.epochs or self.ended_early
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether early stopping ended it."""
+        return _ends_early(self.history, self.settings.train.early_stopping)
 
     @property
     def restores_best(self) -> bool:
         """Whether a point's figures are those of its lowest val_loss, not of its last epoch."""
-        early = self.settings.train.early_stopping
-        return bool(early and early.restore_best)
+        return restores_best(self.settings.train)
 
     def take_steps(self) -> None:
         """Train for about a second. Some steps of the current epoch must be left."""
@@ -98,26 +108,29 @@ class Training:
         if (validated := self.loop.validate(stopped)) is None:
             return False
         validate_s = time.perf_counter() - began
-        self.history.append(self._epoch(self.loop.take_sums(), validated, validate_s))
+        probabilities = class_probabilities(validated.outputs)
+        found = Predictions(self._labels, probabilities, predicted_classes(probabilities))
+        self.history.append(self._epoch(self.loop.take_sums(), validated.sums, found, validate_s))
         self.step, self.spent_s, self.outputs = 0, 0.0, validated.outputs
         epoch = len(self.history)
         is_best = ranked_by(self.history, self.restores_best, self._metric).epoch == epoch
         if is_best and (self.restores_best or METRICS[self._metric].best_of):
             self.best = BestWeights(epoch, [np.array(v) for v in self.weights], self.outputs)
+        self.tally.add(epoch, found.predicted == self._labels, is_best)
         if epoch in self.trial.milestones:
             self.digests[epoch] = weights_digest(self.model)
+        if epoch in self.trial.milestones or self.is_over:
+            self.tally.keep(epoch)
         return True
 
-    def _epoch(self, training: Sums, validated: Validated, validate_s: float) -> Epoch:
+    def _epoch(self, training: Sums, validated: Sums, found: Predictions, validate_s: float) -> Epoch:
         number = len(self.history) + 1
-        for objective in (training.objective, validated.sums.objective):
+        for objective in (training.objective, validated.objective):
             if not math.isfinite(objective):
                 raise Diverged(f"the loss became {objective} in epoch {number}: try a smaller learning_rate")
-        probabilities = class_probabilities(validated.outputs)
-        from_predictions = {m.name: m.compute(self._labels, probabilities) for m in METRICS.values() if m.compute}
         return Epoch(
             epoch=number,
-            metrics={**_means("", training), **_means("val_", validated.sums), **from_predictions},
+            metrics={**_means("", training), **_means("val_", validated), **measure(found)},
             train_s=self.spent_s,
             images_per_s=len(self.images.rows) / max(self.spent_s, 1e-9),
             validate_s=validate_s,
@@ -131,8 +144,10 @@ class Training:
             step=self.step,
             spent_s=self.spent_s,
             best_epoch=self.best.epoch if self.best else None,
+            ranked=self.tally.ranked,
+            right=dict(self.tally.kept),
         )
-        return Checkpoint(state, [np.array(v) for v in self._variables], self.best)
+        return Checkpoint(state, [np.array(v) for v in self._variables], self.best, self.tally.recent)
 
     def resume(self, saved: Checkpoint) -> None:
         """Go on from a snapshot. Raises ValueError, and stays as it was, where it is not one of this trial."""
@@ -141,14 +156,18 @@ class Training:
             raise ValueError("it holds another model")
         if best and _shapes(best.weights) != _shapes(self.weights):
             raise ValueError("its best weights are another model's")
-        if len(state.history) > self.trial.milestones[-1]:
-            raise ValueError("it is of a longer trial")
         if state.step > self.loop.steps:
             raise ValueError("it is of longer epochs")
+        if lacks(state.history, self._metric):
+            raise ValueError(f"an older version wrote it, which did not record {self._metric}")
+        tally = Tally(len(self._labels), self._metric)
+        if saved.right is not None:
+            tally.resume(saved.right, state.ranked, state.right)
         for variable, value in zip(self._variables, values, strict=True):
             variable.assign(value)
+        self.tally = tally
         self.history, self.digests = list(state.history), dict(state.digests)
-        self.step, self.spent_s, self.best = state.step, state.spent_s, best
+        self.step, self.spent_s, self.best, self.outputs = state.step, state.spent_s, best, None
 
 
 def _models(settings: Settings, context: WorkerContext, images: TrialImages) -> tuple[keras.Model, keras.Model]:
@@ -161,11 +180,7 @@ def _models(settings: Settings, context: WorkerContext, images: TrialImages) -> 
         extractor = new_extractor(context, settings)
         unfreeze(extractor, backbone.unfreeze)
         shape = tuple(extractor.output_shape[1:])
-    keras.config.set_dtype_policy(settings.train.precision)
-    try:
-        head = build(settings.model, shape, classes, settings.model_args)
-    finally:
-        keras.config.set_dtype_policy("float32")
+    head = build(settings, shape, classes)
     return (Branch(extractor, head) if extractor else head), head
 
 

@@ -5,6 +5,7 @@ stopped and resumed, and whatever this process trained before.
 """
 
 import contextlib
+import functools
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,12 +16,13 @@ import numpy as np
 
 from orchestrator.data.arrays import Stopped
 from orchestrator.errors import BadInput
-from orchestrator.plan.points import Trial, points_of
-from orchestrator.run.context import Reporter, WorkerContext
-from orchestrator.run.result import Result, read_off
+from orchestrator.plans.points import Trial, points_of
+from orchestrator.runs.context import Reporter, WorkerContext
+from orchestrator.runs.result import Result, read_off
 from orchestrator.spec.axes import resolve
 from orchestrator.store import StoreError
 from orchestrator.tracking.tensorboard import write_events
+from orchestrator.train.check import check_model
 from orchestrator.train.checkpoint import Checkpoint, CheckpointWriter
 from orchestrator.train.device import (
     check_gpu,
@@ -33,7 +35,8 @@ from orchestrator.train.device import (
 from orchestrator.train.export import Exporter
 from orchestrator.train.inputs import open_inputs
 from orchestrator.train.training import Training
-from orchestrator.words import last_line, now
+from orchestrator.train.warm import keep_warm, take_warm
+from orchestrator.words import last_line, now, plural
 
 __all__ = ["check_gpu", "has_grown", "run_trial", "use_device"]
 
@@ -45,13 +48,14 @@ def run_trial(
 
     node: fields of the result that say where it was trained.
     Where the reporter asks to stop, the state is written as a checkpoint and None is returned.
-    A failure becomes a Result with status "failed", which is not written: the next run tries it again. But BadInput
-    before `reporter.ready` is raised: with such data, such a model or such a disk no trial can be trained.
+    A failure becomes a Result with status "failed", which is not written: the next run tries it again. The milestones
+    reached before have a result of their own. But BadInput before `reporter.ready` is raised: with such data, such a
+    model or such a disk no trial can be trained.
     """
     reporter = reporter or Reporter()
     facts: dict[str, Any] = {
         "trial_id": trial.id,
-        "epochs": trial.milestones[-1],
+        "epochs": trial.epochs,
         "started_at": now(),
         "node": platform.node(),
         "device": device_name(),
@@ -61,17 +65,27 @@ def run_trial(
     encoded, begun = None, False
     try:
         settings = resolve(context.spec, trial.values)
-        images, cache = open_inputs(context, settings, trial.seed, reporter)
+        check_model(settings, context)
+        images, cache = open_inputs(context, settings, trial, reporter)
         encoded = images.source.encoded
-        training = Training(settings, trial, context, images)
+        warm = take_warm(trial, context)
+        training = warm or Training(settings, trial, context, images)
         exporter = Exporter(training, context, reporter.say)
         resumed = _resume(training, exporter, context, reporter.say)
+        if warm and not resumed:  # its weights are not those of a start
+            training = Training(settings, trial, context, images)
+            exporter = Exporter(training, context, reporter.say)
         if trial.frozen and not resumed:
             _start_from_frozen(training, trial.frozen, context, reporter)
         begun = True
         reporter.ready(cache.bad, training.epochs_done)
-        _train(training, exporter, _writer(training, context, reporter.say), reporter)
-        return _save_result(training, context, facts)
+        writer = _writer(training, context, reporter.say)
+        _train(
+            training, exporter, writer, reporter, functools.partial(_save_reached, training, context, facts, reporter)
+        )
+        result = _save_result(training, context, facts)
+        keep_warm(training, context)
+        return result
     except Stopped:
         return None
     except Exception as error:  # the one boundary: whatever ends a trial becomes a row
@@ -85,8 +99,14 @@ def run_trial(
         keras.backend.clear_session()
 
 
-def _train(training: Training, exporter: Exporter, writer: CheckpointWriter | None, reporter: Reporter) -> None:
-    """Train to the end.
+def _train(
+    training: Training,
+    exporter: Exporter,
+    writer: CheckpointWriter | None,
+    reporter: Reporter,
+    save_reached: Callable[[], None],
+) -> None:
+    """Train to the end. save_reached: called at each milestone but the last.
 
     Raises Stopped where the reporter asks to stop, Diverged, and StoreError or OSError where no checkpoint could be
     written for too long.
@@ -102,15 +122,17 @@ def _train(training: Training, exporter: Exporter, writer: CheckpointWriter | No
         return stop
 
     exporter.export()
+    save_reached()  # a checkpoint of before may lie behind one
     while not training.is_over:
         _train_epoch(training, stopped)
         reporter.epoch(training.history[-1])
         if len(training.history) in training.trial.milestones or training.is_over:
             exporter.export()  # before the checkpoint: the models of the epochs in that lie in the run folder
-            if writer:
+            save_reached()
+            if writer and training.is_over:
+                writer.write_last()
+            elif writer:
                 writer.write()
-    if writer:
-        writer.wait()
 
 
 def _train_epoch(training: Training, stopped: Callable[[], bool]) -> None:
@@ -131,14 +153,16 @@ def _start_from_frozen(training: Training, frozen: str, context: WorkerContext, 
     settings = training.settings
     assert settings.backbone is not None
     still = replace(settings, backbone=settings.backbone.model_copy(update={"unfreeze": 0}))
-    trial = replace(training.trial, id=frozen, frozen=None)
-    images, _ = open_inputs(context, still, trial.seed, reporter)
+    trial = replace(training.trial, id=frozen, frozen=None).leg(training.trial.milestones[-1])
+    images, _ = open_inputs(context, still, trial, reporter)
     # what ranks the points of a run may change, and decides which weights a checkpoint calls the best
     spec = context.spec.model_copy(update={"metric": "val_loss"})
     own = Training(still, trial, replace(context, spec=spec), images)
     fresh = own.snapshot()
-    with contextlib.suppress(ValueError):  # there is none, or it is of a longer trial or damaged
+    with contextlib.suppress(ValueError):  # there is none, or it is damaged
         own.resume(Checkpoint.from_bytes(context.run.read_checkpoint(frozen) or b""))
+    if len(own.history) > trial.epochs:
+        own.resume(fresh)
     if own.best and own.restores_best and own.best.epoch != read_off(own.history, True).epoch:
         own.resume(fresh)
     while not own.is_over:
@@ -159,9 +183,12 @@ def _resume(training: Training, exporter: Exporter, context: WorkerContext, say:
         return False
     fresh = training.snapshot()
     try:
-        training.resume(Checkpoint.from_bytes(data))
+        saved = Checkpoint.from_bytes(data)
+        if context.models_only and len(saved.state.history) > training.trial.epochs:  # those weights are gone
+            return False
+        training.resume(saved)
     except ValueError as error:
-        if context.models_only:  # it belongs to a longer trial, which is done
+        if context.models_only:
             return False
         aside = context.run.quarantine_checkpoint(trial_id)
         say(f"trial {trial_id} starts anew; its checkpoint is in {aside}: {error}")
@@ -186,20 +213,44 @@ def _writer(training: Training, context: WorkerContext, say: Callable[[str], Non
     )
 
 
+def _save_reached(training: Training, context: WorkerContext, facts: Mapping[str, Any], reporter: Reporter) -> None:
+    """Write what a trial that goes on has reached, and tell of it: whatever ends it later, these points are ok."""
+    reached = [milestone for milestone in training.trial.milestones if milestone <= len(training.history)]
+    if context.models_only or training.is_over or not reached:
+        return
+    result = _result(training, facts, reached[-1])
+    try:
+        context.run.write_result(result)
+    except (StoreError, OSError) as error:  # training goes on: the next one has these points too
+        reporter.say(f"trial {training.trial.id}: no result written after {plural(reached[-1], 'epoch')}: {error}")
+    reporter.reached(result)
+
+
 def _save_result(training: Training, context: WorkerContext, facts: Mapping[str, Any]) -> Result:
-    result = Result(
+    trial = training.trial
+    epochs = trial.epochs  # its checkpoint may be of a longer trial
+    if training.ended_early and len(training.history) <= epochs:
+        epochs = trial.milestones[-1]  # there is no more to come
+    result = _result(training, facts, epochs)
+    if not context.models_only:
+        context.run.write_result(result)
+        # the trial itself is safe by now, and events that are missing are written by the driver when the run ends
+        with contextlib.suppress(StoreError, OSError):
+            points = [point for point in points_of(trial, context.spec.axes) if point.epochs <= epochs]
+            write_events(context.run, points, {result.trial_id: result}, {})
+    return result
+
+
+def _result(training: Training, facts: Mapping[str, Any], epochs: int) -> Result:
+    """The result after so many epochs, of which all there are were trained."""
+    facts = {**facts, "epochs": epochs}
+    return Result(
         status="ok",
-        history=training.history,
-        digests=training.digests,
+        history=training.history[:epochs],
+        digests={epoch: digest for epoch, digest in training.digests.items() if epoch <= epochs},
+        right={epoch: right for epoch, right in training.tally.kept.items() if epoch <= epochs},
         steps_per_epoch=training.loop.steps,
         peak_memory_mb=peak_memory_mb(),
         finished_at=now(),
         **facts,
     )
-    if not context.models_only:
-        context.run.write_result(result)
-        # the trial itself is safe by now, and events that are missing are written by the driver when the run ends
-        with contextlib.suppress(StoreError, OSError):
-            points = points_of(training.trial, context.spec.axes)
-            write_events(context.run, points, {result.trial_id: result}, {})
-    return result

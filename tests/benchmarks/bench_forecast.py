@@ -11,7 +11,7 @@ import tempfile
 import time
 
 from orchestrator.driver.calibrate import read_pace
-from orchestrator.plan.forecast import outlook
+from orchestrator.plans.forecast import outlook
 
 GRIDS = {
     "one axis": ["--set", "grid={batch_size: [5, 10, 32, 64], epochs: [6]}"],

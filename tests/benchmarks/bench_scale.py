@@ -99,9 +99,9 @@ def nothing_to_train(work: Any, cluster: Any) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from orchestrator.plan.points import points_of
-    from orchestrator.run.folder import CANDIDATES, versions
-    from orchestrator.run.result import Epoch, Exported, Result
+    from orchestrator.plans.points import points_of
+    from orchestrator.runs.folder import CANDIDATES, versions
+    from orchestrator.runs.result import Epoch, Exported, Result
     from orchestrator.tracking.tensorboard import write_events
     from orchestrator.words import now
 
@@ -175,7 +175,9 @@ def train_nothing(trials: int, folder: str, epochs: int = 1, data: str = "sample
 def run_grid(room: Callable[..., Any], folder: str, axes: dict[str, list], *overrides: str) -> None:
     """The main command, in this process; `room` stands for the trial room in its workers."""
     from orchestrator.cluster import worker
-    from orchestrator.driver.line import Options, orchestrate, read_spec
+    from orchestrator.driver.lay_out import Options
+    from orchestrator.driver.line import orchestrate
+    from orchestrator.spec.reading import read_spec
 
     worker.load_trial_module = room
     spec = read_spec(None, [f"grid={json.dumps(axes)}", f"output={folder}", *overrides])
@@ -312,7 +314,7 @@ def measure_listing(uri: str) -> dict[str, float]:
     import pickle
     import resource
 
-    from orchestrator.data.index import build_index
+    from orchestrator.data.indexing import build_index
     from orchestrator.spec.sections import Data
     from orchestrator.store import open_store
 

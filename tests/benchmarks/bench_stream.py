@@ -30,7 +30,8 @@ from proxy import Proxy
 from seaweedfs import running
 
 from orchestrator.data.cache import open_cache
-from orchestrator.data.index import Index, build_index
+from orchestrator.data.index import Index
+from orchestrator.data.indexing import build_index
 from orchestrator.spec.sections import Augment, Data
 from orchestrator.store import Store, open_store
 
@@ -72,7 +73,7 @@ def decode_all(folder: Path, index: Index, scaled: bool) -> None:
 
     @tf.autograph.experimental.do_not_convert
     def ours(blob: tf.Tensor) -> tf.Tensor:
-        return decode(blob, (64, 64), "bilinear")
+        return decode(blob, 1, (64, 64), "bilinear")
 
     one = ours if scaled else whole
 
@@ -157,7 +158,7 @@ def streamed_epoch_mb(uri: str, side: int, limit_gb: float) -> float:
     store = open_store(uri)
     data = Data(uri=uri, image_size=side, cache_limit_gb=limit_gb)
     index = build_index(store, data)
-    rows = np.flatnonzero(~index.validation)
+    rows = np.flatnonzero(~index.validates())
     source = Source(None, tf.zeros([len(index), 1]), data, Augment(rotation_deg=20), 0, 1, Encoded(index, store))
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_mb("VmRSS")

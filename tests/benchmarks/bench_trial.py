@@ -21,11 +21,11 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from orchestrator.data.backbone import find_networks
-from orchestrator.data.index import build_index
-from orchestrator.plan.forecast import Counts
-from orchestrator.plan.points import Trial, make_plan
-from orchestrator.run.context import WorkerContext
-from orchestrator.run.folder import KeepModels, Run
+from orchestrator.data.indexing import build_index
+from orchestrator.plans.forecast import Counts
+from orchestrator.plans.points import Trial, make_plan
+from orchestrator.runs.context import WorkerContext
+from orchestrator.runs.folder import KeepModels, Run
 from orchestrator.spec.axes import resolve
 from orchestrator.spec.reading import load_spec
 from orchestrator.store import open_store
@@ -39,7 +39,7 @@ def work_in(output: str, data: str, *overrides: str) -> tuple[WorkerContext, tup
     spec = load_spec(f"name: bench\ndata: {{uri: {data!r}}}\noutput: {output!r}", overrides)
     images = open_store(spec.data.uri)
     index = build_index(images, spec.data)
-    counts = Counts(int((~index.validation).sum()), int(index.validation.sum()))
+    counts = Counts(int((~index.validates()).sum()), int(index.validates().sum()))
     plan = make_plan(spec, counts, index.digest, find_networks(spec)[0])
     return WorkerContext(spec, index, images, Run(open_store(f"{output}/{spec.name}", create=True))), plan.trials
 
@@ -74,7 +74,7 @@ def bare_images_per_s(work: WorkerContext, trial: Trial) -> float:
 
     settings = resolve(work.spec, trial.values)
     keras.config.set_dtype_policy(settings.train.precision)
-    network = build(settings.model, (*settings.data.image_size, 3), 2, settings.model_args)
+    network = build(settings, (*settings.data.image_size, 3), 2)
     keras.config.set_dtype_policy("float32")
     return loop_images_per_s(network, make_optimizer(settings.train), settings.train.batch_size)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.tune import REPORT_INTERVAL_S
-from orchestrator.plan.forecast import FIRST_GUESS, Counts, epoch_s
+from orchestrator.plans.forecast import FIRST_GUESS, Counts, epoch_s
 from orchestrator.spec.axes import resolve
 from orchestrator.spec.reading import load_spec
 

@@ -49,6 +49,9 @@ def test_the_whole_page_is_drawn(visit: Callable[..., Page], cats: Path, width: 
     dark = sum(map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor")))) < 384
     assert dark == (scheme == "dark")
     assert page.locator("#worst-images img").count() == 24
+    assert page.locator("#worst figcaption").first.inner_text().startswith("dog, taken for ")
+    assert "(90.0%)" in page.locator("#worst figcaption").first.inner_text()  # of what it was taken for
+    assert page.locator("#class-figures tbody tr").count() == 2
     assert page.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth === 28)")
 
 
@@ -63,6 +66,7 @@ def test_a_page_of_a_run_without_a_winner_says_what_is_missing(visit: Callable[.
         ("heat", "It takes two axes with two values each"),
         ("time", "batch_size is no axis of this grid"),
         ("confusion", "no predictions of a winner"),
+        ("classes", "no predictions of a winner"),
         ("worst", "no predictions of a winner"),
         ("data-facts", "no facts of its data"),
     ):

@@ -19,16 +19,16 @@ from pathlib import Path
 import pandas as pd
 from waiting import WAIT_S, pause
 
-from orchestrator.run.folder import Run
-from orchestrator.run.result import Result
+from orchestrator.runs.folder import Run
+from orchestrator.runs.result import Result
 from orchestrator.store import open_store
 
-# six trials of seconds, which serve twelve points, and a checkpoint five times a second
+# four trials of seconds, which serve eight points and train 64 epochs, and a checkpoint five times a second
 GRID = (
-    *("--set", "grid={batch_size: [16, 32, 64], dropout: [0.0, 0.5], epochs: [5, 40]}"),
+    *("--set", "grid={batch_size: [32, 64], dropout: [0.0, 0.5], epochs: [4, 16]}"),
     *("--set", "data.image_size=16", "--set", "train.checkpoint_every_s=0.2"),
 )
-POINTS, TRIALS = 12, 6
+POINTS, TRIALS = 8, 4
 LONGER = (*GRID, "--set", "seeds=[0, 1, 2]")  # three times as much: the same trials, and others
 _MARK = "ORCHESTRATOR_FAULTS_MARK"
 _GONE_S = 90.0  # Ray's helpers that were just starting look for their node for a minute
@@ -184,7 +184,7 @@ def check(uri: str, expected: Undisturbed, failed: int = 0) -> str:
     assert (board.status == "ok").sum() == len(expected.points) - failed
     assert set(board[board.status == "ok"].trial_id) <= set(results)
     for trial_id, result in results.items():
-        assert result.digests == expected.results[trial_id].digests, trial_id
+        assert result.digests.items() <= expected.results[trial_id].digests.items(), trial_id
     if "://" not in uri:
         left = [str(path) for path in Path(uri).rglob("*") if ".tmp" in path.name or path.name == "owner.json"]
         assert left == []

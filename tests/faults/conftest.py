@@ -47,6 +47,12 @@ def quiet(tmp_path_factory: pytest.TempPathFactory, short: Callable[[], Path]) -
 
 
 @pytest.fixture
+def tries(request: pytest.FixtureRequest) -> Callable[[int], int]:
+    """How often to cause a fault at random moments: as said where the table is written, else a quarter as often."""
+    return lambda many: many if request.config.getoption("--write-table", False) else max(2, many // 4)
+
+
+@pytest.fixture
 def tried(request: pytest.FixtureRequest) -> Callable[[str, object, str], None]:
     """Note for the table: the fault, how often it was tried, what was lost."""
     rows = request.config.stash.setdefault(_ROWS, {})

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from aftermath import GRID, LONGER, Undisturbed, check, check_longer, driving, finished, gone, marked, seed
+from aftermath import GRID, Undisturbed, check, check_longer, driving, finished, gone, marked, seed
 from cluster import Head, ask, head, node
 from waiting import eventually, pause
 
 Note = Callable[[str, object, str], None]
+# twice as much again, so that there is work left for a node that joins, or comes back
+LONG = (*GRID, "--set", "seeds=[0, 1, 2, 3, 4, 5]")
 
 
 def kill_all(group: int) -> None:
@@ -41,7 +43,7 @@ def test_node_lost_and_joined(
         server = up.enter_context(head(folder, cpus=0))
         first = up.enter_context(node(server, folder, cache_of(tmp_path, "one")))
         up.enter_context(node(server, folder, cache_of(tmp_path, "two")))
-        driver = up.enter_context(driving(tmp_path, *LONGER, env={**env, **server.env(), "RAY_ADDRESS": server.gcs}))
+        driver = up.enter_context(driving(tmp_path, *LONG, env={**env, **server.env(), "RAY_ADDRESS": server.gcs}))
         driver.until("epoch ", 20)
         assert eventually(lambda: has_cache(tmp_path, "one") and has_cache(tmp_path, "two"))
         kill_all(first)
@@ -98,7 +100,7 @@ def test_host_cut_off(
         for space, address in spaces:
             lead = ("ip", "netns", "exec", space, address)
             up.enter_context(node(server, folder, cache_of(tmp_path, space), within=lead))
-        driver = up.enter_context(driving(tmp_path, *LONGER, env={**env, **server.env(), "RAY_ADDRESS": server.gcs}))
+        driver = up.enter_context(driving(tmp_path, *LONG, env={**env, **server.env(), "RAY_ADDRESS": server.gcs}))
         driver.until("epoch ", 20)
         assert eventually(lambda: all(has_cache(tmp_path, space) for space, _ in spaces))
         subprocess.run(["ip", "link", "set", f"v{name}", "down"], check=True)
@@ -146,9 +148,14 @@ class Job:
 
 
 def test_jobs_and_head(
-    quiet: Undisturbed, tmp_path: Path, short: Callable[[], Path], caches: Path, tried: Note
+    quiet: Undisturbed,
+    tmp_path: Path,
+    short: Callable[[], Path],
+    caches: Path,
+    tries: Callable[[int], int],
+    tried: Note,
 ) -> None:
-    """A job's driver is killed five times, the job stopped in two ways, the head killed: a new cluster ends the run."""
+    """A job's driver is killed again and again, the job stopped in two ways, the head killed: another ends the run."""
     draw, killed = random.Random(seed()), []
     run = tmp_path / "runs" / "shirts"
     args = (*GRID, "--set", "train.checkpoint_every_s=3600")  # so that a stop alone writes one
@@ -156,7 +163,7 @@ def test_jobs_and_head(
     patient = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
     folder = short()
     with head(folder) as server:
-        for _ in range(5):
+        for _ in range(tries(5)):
             before = finished(run)
             job = Job(server, tmp_path, *GRID, env=env)
             eventually(job.drivers)
@@ -168,7 +175,7 @@ def test_jobs_and_head(
             killed.append(job.mark)
             assert before.items() <= finished(run).items()
 
-        assert [gone(mark) for mark in killed] == [[]] * 5
+        assert [gone(mark) for mark in killed] == [[]] * len(killed)
 
         for more in ({}, patient):
             job = Job(server, tmp_path, *args, "--name", "stopped", env={**env, **more})
@@ -188,5 +195,5 @@ def test_jobs_and_head(
         job = Job(server, tmp_path, *args, "--name", "stopped", env=env)
         assert job.end() == "SUCCEEDED", job.log()
         assert check(str(tmp_path / "runs/stopped"), quiet) == lost
-    tried("driver killed at a random moment (`ray job submit`)", 5, lost)
+    tried("driver killed at a random moment (`ray job submit`)", len(killed), lost)
     tried("head killed, a new cluster on the same run folder", 1, lost)

@@ -13,11 +13,11 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["orchestrator", "yaml", "json"]):
-    from orchestrator.run import lease
+    from orchestrator.runs import lease
     from orchestrator.errors import BadInput
     from orchestrator.display.opening import read_board
-    from orchestrator.run.result import Result
-    from orchestrator.run.folder import Run
+    from orchestrator.runs.result import Result
+    from orchestrator.runs.folder import Run
     from orchestrator.spec.reading import load_spec
     from orchestrator.store import open_store
 

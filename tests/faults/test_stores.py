@@ -16,8 +16,8 @@ from proxy import CLOSE, EXPIRED, FULL, IGNORED, RESET, SLOW_DOWN, UNKNOWN, Faul
 from seaweedfs import Seaweedfs, running
 
 from orchestrator.errors import BadInput
-from orchestrator.run import lease as room
-from orchestrator.run.lease import Lease, refuse_if_held
+from orchestrator.runs import lease as room
+from orchestrator.runs.lease import Lease, refuse_if_held
 from orchestrator.store import bucket as store_room
 from orchestrator.store import open_store
 

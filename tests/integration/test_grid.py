@@ -5,14 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from grids import board, command, digests, grid, results
+from grids import assert_the_winner_is_there, board, command, digests, grid, results
 from images import class_folder, fill
 
-from orchestrator.run import lease
+from orchestrator.runs import lease
 from orchestrator.store import open_store
 
 GRID = "grid={batch_size: [32, 64], epochs: [1, 2]}"  # that of the finished run
@@ -67,7 +68,7 @@ def test_a_grid_that_grew_trains_only_the_new_points(finished: Path) -> None:
     assert grown.returncode == 0, grown.stderr
     after = results(finished)
     assert {name: after[name] for name in before} == before
-    assert len(after) == len(before) + 6
+    assert len({name.partition("-")[0] for name in after}) == 2 + 6, "trials"
     assert len(board(finished)) == 16
     assert set(board(finished).status) == {"ok"}
 
@@ -75,6 +76,29 @@ def test_a_grid_that_grew_trains_only_the_new_points(finished: Path) -> None:
 MOODY = """
 import os
 import keras
+
+@keras.saving.register_keras_serializable()
+class Ends(keras.layers.Layer):
+    # in training, in the second epoch, its worker ends, or the loss becomes no number
+
+    def __init__(self, kills=False, **kwargs):
+        super().__init__(**kwargs)
+        self.kills = kills
+        self.steps = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x, training=False):
+        import tensorflow as tf
+        if training:
+            self.steps.assign_add(1.0)
+        late = self.steps > 40.0
+        if self.kills:
+            end = lambda: tf.py_function(lambda: os._exit(1), [], [])
+            with tf.control_dependencies([tf.cond(late, lambda: tf.group(end()), tf.no_op)]):
+                return tf.identity(x)
+        return tf.where(late, float("nan"), x)
+
+    def get_config(self):
+        return {**super().get_config(), "kills": self.kills}
 
 def first():
     try:
@@ -93,6 +117,7 @@ def moody(input_shape, classes, dropout=0.5, mood="well"):
     bias = keras.initializers.Constant(float("nan") if mood == "diverges" else 0.0)
     layers = [
         keras.Input(input_shape),
+        *([Ends(mood.startswith("kills"))] if mood.endswith("later") else []),
         keras.layers.Conv2D(4, 3, activation="relu", activity_regularizer=keras.regularizers.L2(1e-3)),
         keras.layers.Flatten(),
         keras.layers.Dropout(dropout),
@@ -129,7 +154,7 @@ def test_the_board_does_not_depend_on_who_trained_what(tmp_path: Path) -> None:
         *("{batch_size: 50, precision: mixed_bfloat16}", "{batch_size: 96, optimizer: rmsprop}"),
         *("{batch_size: 64, mood: raises}", "{batch_size: 40, mood: diverges}"),
     ]
-    settings = ["model=mine:moody", "grid={}", f"points=[{', '.join(points)}]", "seeds=[0, 1, 2]", "train.epochs=2"]
+    settings = ["model=mine:moody", "grid={}", f"points=[{', '.join(points)}]", "seeds=[0, 1]", "train.epochs=2"]
     boards = []
     for name, at_once in (("two", 2), ("one", 1), ("backwards", 1)):
         sets = [*settings, f"name={name}", f"resources.max_concurrent={at_once}"]
@@ -141,14 +166,14 @@ def test_the_board_does_not_depend_on_who_trained_what(tmp_path: Path) -> None:
         assert done.returncode == 1, done.stdout + done.stderr
         (run,) = (path for path in (tmp_path / "runs").iterdir() if path.name == name)
         weights = {path.name: json.loads(path.read_text())["digests"] for path in (run / "trials").iterdir()}
-        assert len(weights) == 15
+        assert len(weights) == 10
         boards.append((weights, sorted(board(run).error.dropna())))
         workers = {line.split()[0] for line in (tmp_path / "workers").read_text().splitlines()}
         assert len(workers) <= at_once
         (tmp_path / "workers").unlink()
     assert boards[0] == boards[1] == boards[2]
     errors = boards[0][1]
-    assert [error.split(":")[0] for error in errors] == ["Diverged"] * 3 + ["ValueError"] * 3
+    assert [error.split(":")[0] for error in errors] == ["Diverged"] * 2 + ["ValueError"] * 2
 
 
 def test_trials_start_in_the_order_of_the_plan_and_a_killed_one_comes_first(tmp_path: Path) -> None:
@@ -173,25 +198,38 @@ def test_trials_start_in_the_order_of_the_plan_and_a_killed_one_comes_first(tmp_
 
 
 def test_a_trial_that_kills_its_workers_fails_alone(tmp_path: Path) -> None:
-    """Again and again, before its first step, and it comes first: a row says so, and the others are trained."""
+    """Again and again, before its first step or later, and it comes first: rows say so, and the others are trained.
+
+    What it reached before stays, is ranked, has a model, and is not trained again.
+    """
     (tmp_path / "mine.py").write_text(MOODY)
+    moods = [("dies", 2), ("well", 1)]
+    moods += [(f"{end} later", epochs) for end in ("kills", "diverges") for epochs in (1, 3)]
     done = grid(
         *("--set", "model=mine:moody", "--set", "grid={}", "--set", "resources.max_concurrent=1"),
-        *("--set", "points=[{mood: dies, epochs: 2}, {mood: well, epochs: 1}]"),
+        *("--set", f"points=[{', '.join(f'{{mood: {mood}, epochs: {epochs}}}' for mood, epochs in moods)}]"),
         cwd=tmp_path,
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    table = board(tmp_path / "runs" / "shirts").set_index("mood")
-    assert table.status.to_dict() == {"well": "ok", "dies": "failed"}
+    table = board(tmp_path / "runs" / "shirts").set_index(["mood", "epochs"])
+    bad = {("dies", 2), ("kills later", 3), ("diverges later", 3)}
+    assert table.status.to_dict() == {point: "failed" if point in bad else "ok" for point in moods}
     why = "killed, as when memory runs out, or crashed"
-    assert table.error["dies"] == f"its worker died 3 times: {why}"
+    for mood, epochs in (("dies", 2), ("kills later", 3)):
+        assert table.error[mood, epochs] == f"its worker died 3 times: {why}"
+    assert table.error["diverges later", 3].startswith("Diverged: the loss became nan in epoch 2")
+    same = table.loc[[("kills later", 1), ("diverges later", 1)]]
+    assert same.val_loss.nunique() == 1
+    assert same.error.isna().all()
+    assert_the_winner_is_there(tmp_path / "runs" / "shirts")
     assert done.stdout.count(f"mood=dies goes on in another worker, as its last one died: {why}") == 2
     assert not {"Traceback", "(raylet)", "ERROR"} & set((done.stdout + done.stderr).split())
 
 
 def test_a_grid_of_which_nothing_can_be_trained_is_a_board_of_reasons(tmp_path: Path) -> None:
     """Every trial fails before its first step: exit status 1, and rows that say why; a mended grid goes on."""
-    done = grid("--set", "grid={dropout: [7.0, 8.0], epochs: [1]}", cwd=tmp_path)
+    (tmp_path / "mine.py").write_text(MOODY)
+    done = grid("--set", "model=mine:moody", "--set", "grid={dropout: [7.0, 8.0], epochs: [1]}", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr == ""
     assert "0 of 2 points ok, 2 failed." in done.stdout
@@ -297,23 +335,32 @@ def test_unreadable_images_are_named_before_anything_is_written(tmp_path: Path) 
 
 
 def test_a_users_model_is_trained_or_refused(tmp_path: Path) -> None:
-    """Its own arguments are axes; a wrong output shape is one line and exit status 2, before anything is written."""
-    (tmp_path / "mine.py").write_text(
+    """Its own arguments are axes; a wrong output shape is one line and exit status 2, before anything is written.
+
+    It lies beside the spec, which the grid is called on from above, and so does a module that it imports.
+    """
+    spec = "specs/spec.yaml"
+    (tmp_path / "specs").mkdir()
+    (tmp_path / spec).write_text(files("orchestrator").joinpath("default.yaml").read_text())
+    (tmp_path / "specs" / "parts.py").write_text("import keras\ndef act(x):\n    return keras.ops.relu(x)\n")
+    (tmp_path / "specs" / "mine.py").write_text(
         "import keras\n"
+        "import parts\n"
         "def wide(input_shape, classes, width=4):\n"
         "    image = keras.Input(input_shape)\n"
-        "    x = keras.layers.Dense(width)(keras.layers.Flatten()(image))\n"
+        "    x = keras.layers.Dense(width, activation=parts.act)(keras.layers.Flatten()(image))\n"
         "    return keras.Model(image, keras.layers.Dense(1, activation='sigmoid')(x))\n"
         "def wrong(input_shape, classes):\n"
         "    image = keras.Input(input_shape)\n"
         "    return keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(image)))\n"
     )
-    wrong = grid("--set", "model=mine:wrong", "--set", SMALL, cwd=tmp_path)
+    wrong = grid(spec, "--set", "model=mine:wrong", "--set", SMALL, cwd=tmp_path)
     assert wrong.returncode == 2
     assert "must build a Keras model with output shape (None, 1)" in wrong.stderr
     assert not (tmp_path / "runs").exists()
-    right = grid("--set", "model=mine:wide", "--set", "grid={width: [4, 8], epochs: [1]}", cwd=tmp_path)
+    right = grid(spec, "--set", "model=mine:wide", "--set", "grid={width: [4, 8], epochs: [1]}", cwd=tmp_path)
     assert right.returncode == 0, right.stderr
+    assert "PYTHONPATH=specs python -m orchestrator.predict " in right.stdout
     assert sorted(board(tmp_path / "runs" / "shirts").width) == [4, 8]
 
 

@@ -1,0 +1,1 @@
+"""The Python API: what a notebook or a script gets, over the same run folders as the commands."""

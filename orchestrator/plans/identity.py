@@ -1,0 +1,100 @@
+"""Identity: the hash of everything that decides a trial's weights. Pure."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.errors import BadInput
+from orchestrator.plans.forecast import Counts
+from orchestrator.spec.axes import Settings, axis_path, canonical, changes_nothing, resolve
+from orchestrator.spec.networks import Networks
+from orchestrator.spec.sections import Spec, is_streamed
+
+_FINE_TUNE = "train.fine_tune_learning_rate"
+_IN_KIND = ("epochs", "backbone", "unfreeze")  # axes that do not stand in the hash as they are
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What trials of one network and one data set have in common. lines: what they add to the hash."""
+
+    unfreezes: bool
+    lines: Mapping[str, str]
+
+
+class TrialHashes:
+    """Hashes of everything that decides a trial's weights; points that share a trial share its hash."""
+
+    def __init__(
+        self, spec: Spec, counts: Counts, shared: Mapping[str, Any], networks: Networks, share_epochs: bool
+    ) -> None:
+        self._spec, self._counts, self._networks, self._share_epochs = spec, counts, networks, share_epochs
+        self._paths = {name: axis_path(name) for name in spec.axes}
+        self._fixed = {path: canonical(value) for path, value in shared.items()}
+        self._made: dict[tuple[Any, ...], Any] = {}
+        self._kinds: dict[tuple[Any, ...], _Kind] = {}
+
+    def of(
+        self,
+        values: Mapping[str, Any],
+        texts: Mapping[str, str],
+        draw: tuple[int, int],
+        epochs: int,
+        frozen: bool = False,
+    ) -> Any:
+        """The hash of the trial that has these values. texts: the values in canonical form. draw: its seed and fold.
+
+        frozen: of the one from which it branches, which is the same but unfreezes nothing.
+        """
+        kind = self._kind({**values, "unfreeze": 0} if frozen else values)
+        alone = None if self._share_epochs and not kind.unfreezes else epochs
+        key = (*(text for name, text in texts.items() if name != "epochs"), draw, alone, frozen)
+        found = self._made.get(key)
+        if found is None:
+            own = {self._paths[name]: text for name, text in texts.items() if name not in _IN_KIND}
+            if not kind.unfreezes:
+                own.pop(_FINE_TUNE, None)
+            own = {**self._fixed, **own, **kind.lines, "seed": str(draw[0])} | ({"alone": str(alone)} if alone else {})
+            own |= {"fold": str(draw[1])} if self._spec.data.folds else {}
+            lines = sorted(f"{path}={text}" for path, text in own.items() if not changes_nothing(path, text))
+            found = self._made[key] = hashlib.sha256("\n".join(lines).encode())
+        return found
+
+    def of_frozen(self, values: Mapping[str, Any], draw: tuple[int, int], epochs: int) -> str | None:
+        """Id of the trial from which the one with these values branches; None where it starts from nothing."""
+        if not self._kind(values).unfreezes:
+            return None
+        texts = {name: canonical(value) for name, value in values.items()}
+        return short(self.of(values, texts, draw, epochs, frozen=True))
+
+    def _kind(self, values: Mapping[str, Any]) -> _Kind:
+        names = ("backbone", "unfreeze", "image_size", "training_images")
+        key = tuple(values.get(name) for name in names)
+        if key not in self._kinds:
+            settings = resolve(self._spec, {name: values[name] for name in names if name in values})
+            self._check(settings)
+            lines = self._networks.lines(settings, self._spec.axes)
+            # streamed shards are shuffled in windows, so that such a trial gets other weights
+            images = self._counts.images
+            if self._counts.packed and is_streamed(settings.data, images):
+                lines["streamed"] = True
+            texts = {path: canonical(value) for path, value in lines.items()}
+            self._kinds[key] = _Kind(bool(settings.backbone and settings.backbone.unfreeze), texts)
+        return self._kinds[key]
+
+    def _check(self, settings: Settings) -> None:
+        size, images = settings.data.image_size, settings.data.training_images
+        if settings.backbone and min(size) < (side := self._networks.backbones[settings.backbone.name].least_side):
+            raise BadInput(
+                f"image_size must be at least [{side}, {side}] for the backbone {settings.backbone.name}, got {[*size]}"
+            )
+        if images is not None and images > self._counts.training:
+            raise BadInput(
+                f"training_images must be at most {self._counts.training}, as so many images train, got {images}"
+            )
+
+
+def short(digest: Any) -> str:
+    """A hash as an id: 12 hex digits."""
+    return digest.hexdigest()[:12]

@@ -1,0 +1,300 @@
+"""Points: which points the grid has, and which trials train them. Pure."""
+
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.errors import BadInput
+from orchestrator.plans.features import FeatureView, feature_views
+from orchestrator.plans.forecast import EPOCH_DEPENDS_ON, FIRST_GUESS, Counts, Pace, epoch_s
+from orchestrator.plans.identity import TrialHashes, short
+from orchestrator.spec.axes import AXIS_PATHS, LATER, axis_path, canonical, models, resolve, shared_settings
+from orchestrator.spec.networks import Networks
+from orchestrator.spec.sections import NO_BACKBONE, Backbone, Spec
+from orchestrator.words import label
+
+# What `differences` says of the images
+IMAGES, SPLIT = "the images have changed", "what the images are for has changed"
+_CHANGED = {"index": IMAGES, "split": SPLIT, "model source": "the code of the model has changed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One combination of axis values and a seed; exactly one leaderboard row.
+
+    Attributes:
+        values: Axis name -> value, in the order of the spec's axes.
+        epochs: Its figures are read after this many epochs.
+        fold: In which fold of the images it validates; 0 where there is one.
+    """
+
+    id: str
+    trial_id: str
+    values: Mapping[str, Any]
+    seed: int
+    epochs: int
+    fold: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One training run on one worker.
+
+    Attributes:
+        id: 12 hex digits of SHA-256 over everything that decides its weights, so the same trial has one id everywhere.
+        values: Axis values without epochs.
+        milestones: After how many epochs the figures of a point are read, ascending.
+        epochs: After how many epochs it ends: the last milestone, or sooner in a leg.
+        forecast_s: Predicted worker time in seconds; trials start longest first. In trials that `remaining` returns,
+            only of the epochs that are left.
+        points: Id of the point at each milestone.
+        frozen: Id of the trial that this one branches from, where it unfreezes its backbone: the same, but frozen. Such
+            a trial has one milestone, and goes on for as many epochs as the frozen one has then.
+        fold: In which fold of the images it validates; 0 where there is one.
+    """
+
+    id: str
+    values: Mapping[str, Any]
+    seed: int
+    milestones: tuple[int, ...]
+    epochs: int
+    forecast_s: float
+    points: tuple[str, ...]
+    frozen: str | None = None
+    fold: int = 0
+
+    @property
+    def draw(self) -> tuple[int, int]:
+        """Its seed and its fold: what tells it from the other trials of its configuration."""
+        return self.seed, self.fold
+
+    @property
+    def label(self) -> str:
+        """The values, the seed and the fold that identify it, for a person."""
+        return label(self.values, self.seed, self.fold)
+
+    def left_s(self, epochs_done: float) -> float:
+        """Worker time left after so many epochs, in seconds. Only for a trial whose forecast_s is for all epochs."""
+        return self.forecast_s * (1 - epochs_done / self.epochs)
+
+    def leg(self, until: int) -> "Trial":
+        """The same trial, but it ends after `until` epochs, at most its last milestone, and may go on from there."""
+        return replace(self, epochs=until, forecast_s=self.forecast_s * until / self.epochs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All points, and the trials that train them, longest first.
+
+    Attributes:
+        axes: Names of the axes, in the order of the spec.
+        shared: What all trials share that affects their weights: settings, the model's defaults and source, the index.
+        features: What is to be made of the images before trials with a backbone can train.
+    """
+
+    axes: tuple[str, ...]
+    points: tuple[Point, ...]
+    trials: tuple[Trial, ...]
+    counts: Counts
+    shared: Mapping[str, Any]
+    features: tuple[FeatureView, ...] = ()
+
+    @property
+    def epochs_asked(self) -> int:
+        """Epochs that training every point alone would take."""
+        return sum(point.epochs for point in self.points)
+
+    @property
+    def epochs_trained(self) -> int:
+        """Epochs that the trials take."""
+        return sum(trial.epochs for trial in self.trials)
+
+
+def make_plan(
+    spec: Spec,
+    counts: Counts,
+    index_digest: str,
+    networks: Networks,
+    share_epochs: bool = True,
+    pace: Pace = FIRST_GUESS,
+) -> Plan:
+    """List every point of the spec and the trials that train them.
+
+    A point that does not name an axis gets its default, as in a spec without that axis. So a grid can gain an axis and
+    keep what is trained.
+
+    share_epochs: points that differ only in epochs share one trial, which has a milestone for each of them.
+    Raises BadInput for a point listed twice, an exclusion that removes nothing, an empty grid, or images that are too
+    small for a backbone, or too few.
+    """
+    shared = {**shared_settings(spec), "index": index_digest} | ({"split": counts.split} if counts.split else {})
+    if "backbone" not in spec.axes:
+        lines = networks.lines(resolve(spec, {}), spec.axes)
+        shared |= {name: value for name, value in lines.items() if name not in map(axis_path, spec.axes)}
+    elif len(found := models(spec)) == 1:
+        shared |= {"model": found[0], "model source": networks.codes[found[0]].digest}
+    hashes = TrialHashes(spec, counts, shared, networks, share_epochs)
+    points = tuple(_points(spec, _defaults(spec, networks), hashes))
+    if not points:
+        raise BadInput("exclude takes out every point of the grid: nothing is left to train")
+    trials = _trials(points, spec, counts, hashes, networks, pace)
+    index = (index_digest, counts.images)
+    features = feature_views(trials, spec, networks.backbones, index, pace)
+    return Plan(spec.axes, points, trials, counts, shared, features)
+
+
+def _points(spec: Spec, defaults: Mapping[str, Any], hashes: TrialHashes) -> Iterator[Point]:
+    """Every point of the spec. Raises BadInput for one that is listed twice."""
+    seen: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    for values, texts, where in _combinations(spec, defaults):
+        epochs = values.get("epochs", spec.train.epochs)
+        for seed, fold in spec.draws:
+            of_trial = hashes.of(values, texts, (seed, fold), epochs)
+            of_point = of_trial.copy()
+            of_point.update(f"\ntrain.epochs={epochs}".encode())
+            point_id = short(of_point)
+            if point_id in seen:
+                raise BadInput(_say_same(where, values, *seen[point_id]))
+            seen[point_id] = where, values
+            yield Point(point_id, short(of_trial), values, seed, epochs, fold)
+
+
+def _say_same(where: str, values: Mapping[str, Any], seen: str, other: Mapping[str, Any]) -> str:
+    """That a point, at its place in the spec, trains just what the one `seen` before does."""
+    if values == other:
+        return f"{where} is the same as {seen}: each point must stand once; remove one of them"
+    differs = [name for name in values if canonical(values[name]) != canonical(other[name])]
+    one, another = (label({name: each[name] for name in differs}, 0) for each in (values, other))
+    rule = canonical({name: values[name] for name in values if name in differs or name == "backbone"})
+    return (
+        f"{where} with {one} trains the same as one with {another}: each must stand once; remove one of them, "
+        f"for example with exclude: [{rule}]"
+    )
+
+
+def _trials(
+    points: Sequence[Point], spec: Spec, counts: Counts, hashes: TrialHashes, networks: Networks, pace: Pace
+) -> tuple[Trial, ...]:
+    """The trials that train these points: frozen ones that others branch from, and then the longest first."""
+    served: dict[str, list[Point]] = {}
+    for point in points:
+        served.setdefault(point.trial_id, []).append(point)
+    forecast_s: dict[tuple[Any, ...], float] = {}  # of one epoch, by the values that it depends on
+    trials = []
+    for trial_id, own in served.items():
+        own.sort(key=lambda point: point.epochs)
+        values = {name: value for name, value in own[0].values.items() if name != "epochs"}
+        key = tuple(values.get(name) for name in EPOCH_DEPENDS_ON)
+        if key not in forecast_s:
+            settings = resolve(spec, values)
+            forecast_s[key] = epoch_s(settings, counts, pace, networks.backbone(settings))
+        epochs, ids = tuple(point.epochs for point in own), tuple(point.id for point in own)
+        seed, fold, ends = own[0].seed, own[0].fold, epochs[-1]
+        frozen = hashes.of_frozen(own[0].values, (seed, fold), own[0].epochs)
+        trials.append(Trial(trial_id, values, seed, epochs, ends, forecast_s[key] * ends, ids, frozen, fold))
+    return in_order(trials)
+
+
+def in_order(trials: Collection[Trial]) -> tuple[Trial, ...]:
+    """The order in which trials start: first those that others branch from, and then the longest first."""
+    first = {trial.frozen for trial in trials}
+    return tuple(sorted(trials, key=lambda trial: (trial.id not in first, -trial.forecast_s)))
+
+
+def points_of(trial: Trial, axes: Collection[str]) -> tuple[Point, ...]:
+    """The points that a trial serves, equal to those of the plan, in the order of its milestones."""
+    return tuple(
+        Point(
+            point_id, trial.id, {name: trial.values.get(name, epochs) for name in axes}, trial.seed, epochs, trial.fold
+        )
+        for epochs, point_id in zip(trial.milestones, trial.points, strict=True)
+    )
+
+
+def remaining(plan: Plan, done: Mapping[str, int]) -> tuple[Trial, ...]:
+    """The trials still to train, longest first. done: trial id -> epochs that its result covers."""
+    left = [
+        replace(trial, forecast_s=trial.left_s(done.get(trial.id, 0)))
+        for trial in plan.trials
+        if done.get(trial.id, 0) < trial.epochs
+    ]
+    return in_order(left)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Where the shared settings of two plans differ, as one `field: old -> new` each, or in words where it is a digest.
+
+    A field that is an axis in one of the plans is left out: there its value is part of each trial's id.
+    """
+    if "data.rule" in old:  # else it is of version 0.1.0, which did not know these fields
+        absent = {name: value for name, value in LATER.items() if name not in map(axis_path, AXIS_PATHS)}
+        old, new = {**absent, **old}, {**absent, **new}
+    return [
+        _CHANGED.get(name) or f"{name}: {_brief(old[name])} -> {_brief(new[name])}"
+        for name in old
+        if name in new and canonical(old[name]) != canonical(new[name])
+    ]
+
+
+def count_by_state(plan: Plan, done: Mapping[str, int], before: Collection[str]) -> dict[str, int]:
+    """How many points are done, missing (planned before, not done) and new. before: ids of points in the last plan."""
+    finished = {p.id for p in plan.points if done.get(p.trial_id, 0) >= p.epochs}
+    new = {p.id for p in plan.points if p.id not in finished and p.id not in before}
+    return {"done": len(finished), "missing": len(plan.points) - len(finished) - len(new), "new": len(new)}
+
+
+def _combinations(spec: Spec, defaults: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, str], str]]:
+    """Every combination, without seeds: axis -> value, axis -> value as canonical text, and its place in the spec.
+
+    A point that does not name an axis gets its default.
+    """
+    excluded = [{name: canonical(value) for name, value in rule.items()}.items() for rule in spec.exclude]
+    used = [False] * len(excluded)
+
+    def is_excluded(texts: Mapping[str, str]) -> bool:
+        hits = [rule <= texts.items() for rule in excluded]
+        for i, hit in enumerate(hits):
+            used[i] = used[i] or hit
+        return any(hits)
+
+    others = [name for name in spec.axes if name not in spec.grid]
+    if spec.grid:
+        fixed = _fill(others, defaults, "a point of the grid", spec)
+        fixed_texts = {name: canonical(value) for name, value in fixed.items()}
+        as_texts = ([canonical(value) for value in values] for values in spec.grid.values())
+        pairs = zip(itertools.product(*spec.grid.values()), itertools.product(*as_texts), strict=True)
+        for chosen, texts in pairs:
+            grid_texts = dict(zip(spec.grid, texts, strict=True))
+            if not (excluded and is_excluded(grid_texts)):
+                yield dict(zip(spec.grid, chosen, strict=True)) | fixed, grid_texts | fixed_texts, "a point of the grid"
+    for i, given in enumerate(spec.points):
+        values = _fill([name for name in spec.axes if name not in given], defaults, f"points[{i}]", spec) | given
+        values = {name: values[name] for name in spec.axes}
+        yield values, {name: canonical(value) for name, value in values.items()}, f"points[{i}]"
+    if not all(used):
+        i = used.index(False)
+        raise BadInput(
+            f"exclude[{i}] must match at least one point of the grid, got {spec.exclude[i]}: fix or remove it"
+        )
+
+
+def _fill(names: Iterable[str], defaults: Mapping[str, Any], where: str, spec: Spec) -> dict[str, Any]:
+    """Axis -> default, for axes that a point does not name. Raises BadInput if one has no default."""
+    for name in names:
+        if name not in defaults:
+            raise BadInput(f"{where} must name {name}, to which the model {spec.model} gives no plain default")
+    return {name: defaults[name] for name in names}
+
+
+def _defaults(spec: Spec, networks: Networks) -> dict[str, Any]:
+    """Axis -> its value in a point that does not name it."""
+    backbone = spec.backbone or Backbone(name=NO_BACKBONE)
+    sections = {"data": spec.data, "augment": spec.augment, "backbone": backbone, "train": spec.train}
+    of_model = {name: value for code in networks.codes.values() for name, value in code.defaults.items()}
+    return of_model | {name: getattr(sections[part], field) for name, (part, field) in AXIS_PATHS.items()}
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text
