@@ -1,9 +1,16 @@
 """connect: how many trials fit on a cluster, node by node."""
 
-import pytest
+import os
+import signal
+import threading
 
+import pytest
+import ray
+
+from orchestrator.cluster import connect
 from orchestrator.cluster.connect import room
 from orchestrator.errors import BadInput
+from orchestrator.spec.sections import Resources
 
 
 def node(cpus: float, gpus: float = 0, group: str = "") -> dict[str, dict]:
@@ -40,3 +47,32 @@ def test_what_fits_on_no_node_is_refused(nodes: list, to_come: dict, trial: tupl
     """Ray would wait for such a node for ever, in silence."""
     with pytest.raises(BadInput, match=says):
         room(nodes, to_come, *trial)
+
+
+@pytest.mark.parametrize("by_ctrl_c", [False, True], ids=["in time", "until Ctrl-C"])
+def test_a_head_that_lets_nobody_join_ends_no_process(monkeypatch: pytest.MonkeyPatch, by_ctrl_c: bool) -> None:
+    """A notebook's kernel gets an exception and goes on; joined after all, it would use a Ray that nobody asked for."""
+    joins, over = threading.Event(), threading.Event()
+
+    def init(**_: object) -> None:
+        if by_ctrl_c:
+            os.kill(os.getpid(), signal.SIGINT)
+        joins.wait()
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", over.set)
+    monkeypatch.setattr(connect, "wait_for", lambda address: None)
+    monkeypatch.setattr(connect, "_JOIN_S", 60 if by_ctrl_c else 0.1)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
+
+    def join() -> None:
+        with connect.connect(Resources()):
+            pass
+
+    with pytest.raises(KeyboardInterrupt if by_ctrl_c else BadInput) as ended:
+        join()
+    assert by_ctrl_c or str(ended.value).endswith("10.0.0.5:6379 has not let this command join within 0.1 s")
+    with pytest.raises(BadInput, match=r"still asked: wait a minute"):
+        join()
+    joins.set()
+    assert over.wait(10)

@@ -7,13 +7,14 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.cluster import own_ray, patches
 from orchestrator.cluster.address import named_address, wait_for
-from orchestrator.errors import BadInput, exit_at_once, say_error
+from orchestrator.errors import BadInput
 from orchestrator.plans.forecast import WORKER_MB, trials_per_gpu
 from orchestrator.spec.sections import Resources
 from orchestrator.words import last_line, plural
@@ -23,7 +24,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _NODE_GROUP = "ray.io/node-group"  # a label of nodes from `ray up` or KubeRay, whose autoscaler may bring more
-_JOIN_S = 60.0  # ray.init would try for eight minutes
+_JOIN_S, _JOINING = 60.0, "join-ray"
+_QUIETLY: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 class Part(NamedTuple):
@@ -77,6 +79,10 @@ def connect(resources: Resources, trial_mb: float = math.inf, worker_mb: float =
     worker_mb: memory that its worker takes. On this machine alone, no more run at once than fit.
     Raises BadInput where there is no such cluster, or no node of it for a trial.
     """
+    if any(thread.name == _JOINING for thread in threading.enumerate()):
+        raise BadInput(
+            "RAY_ADDRESS must name a Ray's head; what did not let this process join is still asked: wait a minute"
+        )
     address, stays = named_address(), ray.is_initialized()
     slots, why = (0, "") if address or stays else own_ray.share(resources, worker_mb)
     if patches.is_ray_abandoned():
@@ -101,31 +107,47 @@ def _start_ray(address: str, cpus: int) -> Path:
     patches.silence()
     try:
         if address:
-            wait_for(patches.find_cluster() if address == "auto" else address)
-        with patches.own_signals(), _or_end(address) if address else contextlib.nullcontext():
-            context: Any = ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+            address = patches.find_cluster() if address == "auto" else address
+            wait_for(address)
+        with patches.own_signals():
+            context: Any = _join(address) if address else ray.init(address="local", **_QUIETLY, **own)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         what = f"the Ray at RAY_ADDRESS {address} must let this command join" if address else "Ray must start here"
         raise BadInput(f"{what}, and does not: {last_line(error)}") from None
     return Path(context.address_info["session_dir"])
 
 
-@contextlib.contextmanager
-def _or_end(address: str) -> Iterator[None]:
-    """End this process, which has done nothing yet, where what answers at an address lets nobody join."""
+def _join(address: str) -> Any:
+    """What ray.init gives back, which waits deaf to Ctrl-C: in a thread, which is left behind where it takes too long.
 
-    def end() -> None:
-        line = f"RAY_ADDRESS must name a Ray's head; what answers at {address} has not let this command join"
-        say_error(f"{line} within {_JOIN_S:g} s")
-        exit_at_once(2)
+    Raises BadInput then: a notebook's kernel goes on, and may ask again once the thread has ended.
+    """
+    joined: Future[Any] = Future()
 
-    timer = threading.Timer(_JOIN_S, end)
-    timer.daemon = True
-    timer.start()
+    def join() -> None:
+        try:
+            context = ray.init(address=address, **_QUIETLY)
+        except BaseException as error:
+            if joined.set_running_or_notify_cancel():
+                joined.set_exception(error)
+        else:
+            if joined.set_running_or_notify_cancel():
+                joined.set_result(context)
+            else:
+                ray.shutdown()
+
+    patches.join_briefly()
     try:
-        yield
+        threading.Thread(target=join, name=_JOINING, daemon=True).start()
+        wait([joined], _JOIN_S)
     finally:
-        timer.cancel()
+        is_late = joined.cancel()
+    if is_late:
+        raise BadInput(
+            f"RAY_ADDRESS must name a Ray's head; what answers at {address} has not let this command join within "
+            f"{_JOIN_S:g} s"
+        )
+    return joined.result()
 
 
 def _find_parts() -> tuple[Part, ...]:

@@ -52,6 +52,7 @@ if not named_address():
 logging.getLogger("ray.widgets").setLevel(logging.ERROR)
 
 import ray  # noqa: E402
+from ray._private import ray_constants  # noqa: E402
 from ray._private import utils as ray_utils  # noqa: E402
 from ray._private import worker as ray_worker  # noqa: E402
 
@@ -107,6 +108,14 @@ def own_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+def join_briefly() -> None:
+    """ray.init asks a head that does not answer 20 times, for 14 minutes: twice is longer than anybody waits for it.
+
+    Sets ray._private.ray_constants.NUM_REDIS_GET_RETRIES. No test covers it: it takes a minute.
+    """
+    ray_constants.NUM_REDIS_GET_RETRIES = 2
 
 
 _abandoned = threading.Event()
