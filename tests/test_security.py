@@ -291,6 +291,74 @@ def test_a_shard_whose_equal_rows_would_fill_the_memory_is_one_line(
     assert pa.default_memory_pool().max_memory() - before < 10**9
 
 
+def retold(shard: bytes, footer: Callable[[bytes], bytes]) -> bytes:
+    """The shard with another footer."""
+    size = int.from_bytes(shard[-8:-4], "little")
+    told = footer(shard[-8 - size : -8])
+    return shard[: -8 - size] + told + len(told).to_bytes(4, "little") + b"PAR1"
+
+
+def number(value: int) -> bytes:
+    """As a footer has it."""
+    left, written = value << 1 ^ value >> 63, bytearray()
+    while left > 127:
+        written.append(left & 127 | 128)
+        left >>= 7
+    return bytes([*written, left])
+
+
+def test_a_shard_whose_footer_claims_little_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A hundred kilobytes of zeros may be a memory full, and the footer may say that they are as many."""
+    monkeypatch.setattr(unpacking, "MOST_BYTES", 4 * 10**7)
+    shard_of(tmp_path / "a.parquet", pa.array([bytes(10**6)] * 60), use_dictionary=False)
+    column = pa.parquet.read_metadata(tmp_path / "a.parquet").row_group(0).column(0)
+    small, large = number(column.total_compressed_size), number(column.total_uncompressed_size)
+    honest = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(retold(honest, lambda footer: footer.replace(large, small)))
+    store = open_store(str(tmp_path))
+    encoded = Encoded(build_index(store, Data(uri="x", validation_split=0.5)), store)
+    assert encoded.group_bytes.max() < 10**5
+    monkeypatch.delattr(pa.parquet.ParquetFile, "iter_batches")
+    with pytest.raises(BadInput, match=r"a\.parquet must be a Parquet file.* it unpacks to more than 0 GB"):
+        next(encoded.blobs(np.arange(60)))
+
+
+@pytest.mark.parametrize("value", [-1, 0, 7, 2**40, 2**62])
+@pytest.mark.parametrize("what", ["num_rows", "num_values", "total_compressed_size", "data_page_offset"])
+def test_a_footer_that_tells_of_what_is_not_there_is_one_line(tmp_path: Path, what: str, value: int):
+    """Rows and bytes, of a row group or of a column: it asks for no memory by them, and takes no image for another."""
+    file, images = tmp_path / "a.parquet", [b"%d" % i for i in range(22)]
+    shard_of(file, pa.array(images), use_dictionary=False)
+    group = pa.parquet.read_metadata(file).row_group(0)
+    told = number(group.num_rows if what == "num_rows" else getattr(group.column(0), what))
+    lie = honest = file.read_bytes()
+    for field in (b"\x16", b"\x26"):  # of 64 bits, the next one and the one after
+        lie = retold(lie, lambda footer, field=field: footer.replace(field + told, field + number(value)))
+    assert lie != honest
+    file.write_bytes(lie)
+    store = open_store(str(tmp_path))
+
+    def look() -> None:
+        index = build_index(store, Data(uri="x", validation_split=0.5))
+        assert list(Encoded(index, store).blobs(np.arange(len(index)))) == images[: len(index)]
+
+    takes_or_tells(look)
+
+
+def test_a_damaged_footer_ends_no_process(tmp_path: Path):
+    """pyarrow aborts it, where it is asked for a column of which the footer tells what cannot be."""
+    good = next(iter(SHARDS.values()))
+    damaged = retold(good, lambda footer: footer.replace(b"\x02\x18\x05label", b"\x00\x18\x05label"))
+    assert damaged != good
+    code = "import sys, pyarrow as pa; from orchestrator.data.unpacking import read_parquet\n"
+    code += "read_parquet(pa.BufferReader(sys.stdin.buffer.read()))"
+    ran = subprocess.run([sys.executable, "-c", code], input=damaged, capture_output=True, check=False)
+    assert ran.returncode == 1, ran.stderr
+    assert b"level histogram size mismatch" in ran.stderr.splitlines()[-1]
+
+
 DEEP = [b"[" * 3000, b'{"a":' * 3000, b'{"shared": ' + b"[" * 3000, b'"' + b"9" * 10_000 + b'"', b"9" * 10_000]
 
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 from images import as_shards, class_folder, encoded, fill, picture, shard
 from PIL import Image
 
+from orchestrator import machine
 from orchestrator.data import stream
 from orchestrator.data.index import Index
 from orchestrator.data.indexing import build_index
@@ -59,6 +60,21 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store, bool]:
 
 class TestStream:
     """All images of an index."""
+
+    def test_images_that_would_fill_the_memory_are_decoded_alone(
+        self, folder: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One by one after the others, to the same pixels: a PNG of some kilobytes may unpack to 300 MB."""
+        large = {f"cat/{form}.{form}": encoded(picture(1, 90, 120), form) for form in ("png", "bmp", "jpeg")}
+        fill(folder, class_folder({"cat": 2, "dog": 2}) | large)
+        index = index_of(folder)
+        together, _ = collect(index, folder)
+        monkeypatch.setattr(machine, "free_mb", lambda: 0.0)
+        monkeypatch.setattr(stream, "_SMALL_BYTES", 24 * 32 * 3)
+        sizes = [len(rows) for rows, _ in decoded(Encoded(index, folder), len(index), SIZE, "bilinear", 2)]
+        assert sizes == [5, 1, 1], "the decoder of JPEG scales down"
+        alone, _ = collect(index, folder)
+        assert all(np.array_equal(together[row], alone[row]) for row in together)
 
     def test_every_image_once(self, place: tuple[Store, bool]) -> None:
         """From a folder, a bucket and shards in both, each image arrives once and is its own."""

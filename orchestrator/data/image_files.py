@@ -8,6 +8,7 @@ import io
 import struct
 import warnings
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
@@ -26,8 +27,21 @@ class Unreadable(ValueError):
     """The image must not or cannot be decoded; the text says why."""
 
 
-def admit(blob: bytes, exif: str) -> tuple[bytes, int]:
-    """The image as TensorFlow reads it, and how that must be turned: an EXIF orientation, 1 to 8.
+class Admitted(NamedTuple):
+    """An image as TensorFlow reads it.
+
+    Attributes:
+        orientation: How it must be turned, as EXIF counts: 1 to 8.
+        pixels: At most MAX_PIXELS.
+    """
+
+    blob: bytes
+    orientation: int
+    pixels: int
+
+
+def admit(blob: bytes, exif: str) -> Admitted:
+    """The image as TensorFlow reads it.
 
     exif: as `data.exif` in the spec. `ignore` always gives 1, and is how older runs go on: what TensorFlow read for
     them it reads still. Raises Unreadable, in one line, whatever the bytes are.
@@ -35,7 +49,7 @@ def admit(blob: bytes, exif: str) -> tuple[bytes, int]:
     if not blob:
         raise Unreadable("empty")
     try:
-        admitted, orientation = _admit_png(blob) if blob.startswith(_PNG) else _admit_other(blob, exif)
+        admitted = _admit_png(blob) if blob.startswith(_PNG) else _admit_other(blob, exif)
     except Unreadable:
         raise
     except UnidentifiedImageError:
@@ -43,7 +57,7 @@ def admit(blob: bytes, exif: str) -> tuple[bytes, int]:
     except Exception as error:  # no list of what decoders raise for damaged files would be complete
         what = " ".join(str(error).split())[:120] or type(error).__name__
         raise Unreadable(f"corrupt: {what}") from None
-    return admitted, orientation if exif == "apply" else 1
+    return admitted if exif == "apply" else admitted._replace(orientation=1)
 
 
 def as_png(pixels: np.ndarray) -> bytes:
@@ -67,11 +81,12 @@ def _orientation(read: Callable[[], Image.Exif]) -> int:
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
-def _admit_png(blob: bytes) -> tuple[bytes, int]:
-    """A PNG without what unpacks to more than its pixels, and its orientation. Pillow refuses some that can be read."""
+def _admit_png(blob: bytes) -> Admitted:
+    """A PNG without what unpacks to more than its pixels. Pillow refuses some that can be read."""
     if len(blob) < 33 or blob[12:16] != b"IHDR":
         raise Unreadable("corrupt: no PNG image can be read from it")
-    _check_pixels(*struct.unpack_from(">II", blob, 16))
+    width, height = struct.unpack_from(">II", blob, 16)
+    _check_pixels(width, height)
     packed, orientation = [], 1
     for kind, start, end in _chunks(blob):
         if kind in _PACKED:
@@ -81,7 +96,7 @@ def _admit_png(blob: bytes) -> tuple[bytes, int]:
     if packed:
         edges = [0, *packed, len(blob)]
         blob = b"".join(blob[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
-    return blob, orientation
+    return Admitted(blob, orientation, width * height)
 
 
 def _chunks(png: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -99,7 +114,7 @@ def _exif(data: bytes) -> Image.Exif:
     return exif
 
 
-def _admit_other(blob: bytes, exif: str) -> tuple[bytes, int]:
+def _admit_other(blob: bytes, exif: str) -> Admitted:
     formats = (*_FORMATS, "HEIF") if _is_heic(blob) and _reads_heic() else _FORMATS
     with Image.open(io.BytesIO(blob), formats=formats) as image:
         _check_pixels(*image.size)
@@ -107,12 +122,12 @@ def _admit_other(blob: bytes, exif: str) -> tuple[bytes, int]:
             _check_pixels(*(int(image.tag_v2.get(side, 1)) for side in (_TILE_WIDTH, _TILE_LENGTH)))
         orientation = _orientation(image.getexif)
         if image.format in ("JPEG", "MPO") or (image.format == "WEBP" and _is_opaque(image, blob)):
-            return blob, orientation
+            return Admitted(blob, orientation, image.width * image.height)
         if image.format == "GIF" and exif == "ignore":
-            return _first_frame(blob), 1
+            return Admitted(_first_frame(blob), 1, image.width * image.height)
         out = io.BytesIO()
         _in_eight_bits(image).convert("RGB").save(out, "BMP")
-        return out.getvalue(), orientation
+        return Admitted(out.getvalue(), orientation, image.width * image.height)
 
 
 def _is_opaque(image: Image.Image, webp: bytes) -> bool:

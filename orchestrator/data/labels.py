@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
-import pyarrow.parquet as pq
 
 from orchestrator.data.layout import SPLITS, TRAINING, Found, has_suffix, split_of, whole_objects
 from orchestrator.data.listing import Listing, slices
@@ -170,8 +169,7 @@ def read_table(store: Store, table: str) -> pa.Table:
     kind = name.lower().rpartition(".")[2]
     try:
         if kind == "parquet":
-            with pq.ParquetFile(pa.BufferReader(data)) as file:
-                found = read_parquet(file)
+            found = read_parquet(pa.BufferReader(data))
         elif kind == "jsonl":
             found = pyarrow.json.read_json(io.BytesIO(data), pyarrow.json.ReadOptions(use_threads=False))
         elif kind in ("csv", "tsv"):

@@ -9,8 +9,7 @@ import pyarrow.compute as pc
 from orchestrator.data.labels import as_text
 from orchestrator.data.layout import IMAGES, Found, split_of
 from orchestrator.data.listing import Listing, objects_of
-from orchestrator.data.shards import class_names, open_shard
-from orchestrator.data.unpacking import read_parquet
+from orchestrator.data.shards import class_names, open_shard, read_columns
 from orchestrator.errors import BadInput
 from orchestrator.store import Object, Store
 
@@ -86,7 +85,7 @@ def _read(store: Store, shard: Object) -> tuple[pa.Table, list[str]]:
         fields = {field.name: field.type for field in image} if pa.types.is_struct(image) else {}
         if fields.get("bytes") not in _BYTES:
             raise BadInput(f"{shard.key}: column image must be a struct of bytes (binary) and path, got {image}")
-        read = read_parquet(parquet, ["label", "image.path"] if "path" in fields else ["label"])
+        read = read_columns(store, shard, parquet, ["label", "image.path"] if "path" in fields else ["label"])
     texts, kind = as_text(read["label"], f"{shard.key}: column label"), schema.field("label").type
     paths = read["image"].combine_chunks().field("path") if "path" in fields else pa.nulls(len(read), pa.string())
     names = (class_names(schema) or []) if pa.types.is_integer(kind) else []

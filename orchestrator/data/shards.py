@@ -1,6 +1,7 @@
 """Shards: Parquet files of encoded images, read by ranges. Damage and decompression bombs are refused."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,11 +9,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.data.unpacking import MOST_BYTES, read_parquet, unpacked_bytes
+from orchestrator.data.pages import Column, columns
+from orchestrator.data.unpacking import MOST_BYTES, read_group, read_parquet
 from orchestrator.errors import BadInput
 from orchestrator.store import Object, Store
 
 _IMAGE = ["image.bytes"]
+_HELD_COLUMNS = 4  # each is read twice: its headers, and then by Arrow
 _PACKS_WELL = 4  # times: encoded images hardly pack at all
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last for names of columns that are not UTF-8
 
@@ -20,29 +23,47 @@ UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last for na
 @contextlib.contextmanager
 def open_shard(store: Store, shard: Object) -> Iterator[pq.ParquetFile]:
     """Open a Parquet shard, which is read by ranges. Raises BadInput if it is not Parquet, inside the block too."""
-    source = pa.PythonFile(_Ranged(shard, lambda at, size: store.read_range(shard, at, size)), mode="r")
     try:
-        with pq.ParquetFile(source) as parquet:
+        with pq.ParquetFile(_source(store, shard)) as parquet:
             _refuse_bomb(shard, parquet.metadata)
             yield parquet
     except UNREADABLE as error:
         raise BadInput(not_parquet(shard, error)) from None
 
 
+def read_columns(store: Store, shard: Object, parquet: pq.ParquetFile, columns: Sequence[str]) -> pa.Table:
+    """All rows of these columns of an open shard. Raises what an open shard turns into BadInput."""
+    table = read_parquet(_source(store, shard), columns, metadata=parquet.metadata)
+    if len(table) != parquet.metadata.num_rows:
+        raise pa.ArrowInvalid(f"its footer tells of {parquet.metadata.num_rows} rows, and it has {len(table)}")
+    return table
+
+
+def _source(store: Store, shard: Object) -> pa.NativeFile:
+    @functools.lru_cache(_HELD_COLUMNS)
+    def read(at: int, size: int) -> memoryview:
+        return store.read_range(shard, at, size)
+
+    return pa.PythonFile(_Ranged(shard, read), mode="r")
+
+
 def _refuse_bomb(shard: Object, metadata: pq.FileMetaData) -> None:
     """Raise BadInput for a small file that would fill the memory when unpacked."""
-    groups = (metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-    largest = max(groups, default=0)
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    largest = max((group.total_byte_size for group in groups), default=0)
     if metadata.num_rows > shard.size or largest > MOST_BYTES:
         raise BadInput(
             f"{shard.key} must have fewer rows than bytes and row groups of at most {MOST_BYTES / 1e9:.0f} GB "
             f"unpacked, got {metadata.num_rows} rows in {shard.size} bytes and {largest / 1e9:.1f} GB: pack it anew"
         )
+    rows = [group.num_rows for group in groups]
+    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+        raise pa.ArrowInvalid(f"its footer tells of {metadata.num_rows} rows, and of others in its row groups")
 
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """Where the images of one row group are: `rows` images, in `length` bytes of a shard from byte `start` on.
+    """Where the images of one row group are: `rows` of them, in `column` of a shard.
 
     Attributes:
         held: Bytes that it counts for in a window: its length, by which older runs drew their order, but where it
@@ -52,21 +73,22 @@ class RowGroup:
     shard: Object
     metadata: pq.FileMetaData
     number: int
-    start: int
-    length: int
+    column: Column
     rows: int
     held: int
 
     def images(self, data: memoryview) -> pa.ChunkedArray:
         """The encoded images in `data`, the bytes read from there. Raises BadInput if they are damaged."""
         try:
-            read = _Ranged(self.shard, lambda at, size: data[at - self.start : at - self.start + size])
-            source = pa.PythonFile(read, mode="r")
-            with pq.ParquetFile(source, metadata=self.metadata) as parquet:
-                table = read_parquet(parquet, _IMAGE, [self.number])
+            start = self.column.start
+            read = _Ranged(self.shard, lambda at, size: data[at - start : at - start + size])
+            with pq.ParquetFile(pa.PythonFile(read, mode="r"), metadata=self.metadata) as parquet:
+                pieces = read_group(parquet, self.number, [(self.column, data)], _IMAGE)
+            if (rows := sum(map(len, pieces))) != self.rows:
+                raise pa.ArrowInvalid(f"its footer tells of {self.rows} images in a row group that has {rows}")
         except UNREADABLE as error:
             raise BadInput(not_parquet(self.shard, error)) from None
-        return pa.chunked_array([piece.field("bytes") for piece in table["image"].chunks])
+        return pa.chunked_array([piece["image"].field("bytes") for piece in pieces] or [pa.array([], pa.binary())])
 
 
 def row_groups(shards: Sequence[Object], store: Store) -> tuple[RowGroup, ...]:
@@ -75,16 +97,15 @@ def row_groups(shards: Sequence[Object], store: Store) -> tuple[RowGroup, ...]:
     for shard in shards:
         with open_shard(store, shard) as parquet:
             metadata = parquet.metadata
-        for number in range(metadata.num_row_groups):
-            group = metadata.row_group(number)
-            columns = (group.column(i) for i in range(group.num_columns))
-            column = next(column for column in columns if column.path_in_schema in _IMAGE)
-            start = column.data_page_offset
-            if column.has_dictionary_page:
-                start = min(start, column.dictionary_page_offset)
-            unpacked, length = unpacked_bytes(metadata, number, _IMAGE)
-            held = unpacked if unpacked > _PACKS_WELL * length else length
-            groups.append(RowGroup(shard, metadata, number, start, length, group.num_rows, held))
+            for number, found in enumerate(columns(metadata)):
+                column = next((each for each in found if each.path in _IMAGE), None)
+                if column is None:
+                    raise pa.ArrowInvalid(f"a row group has no column {_IMAGE[0]}")
+                if column.start + column.length > shard.size:
+                    raise pa.ArrowInvalid("its footer tells of bytes that it does not have")
+                is_usual = column.unpacked_bytes <= _PACKS_WELL * column.length
+                held = column.length if is_usual else column.unpacked_bytes
+                groups.append(RowGroup(shard, metadata, number, column, metadata.row_group(number).num_rows, held))
     return tuple(groups)
 
 

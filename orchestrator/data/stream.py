@@ -4,15 +4,18 @@ import contextlib
 import functools
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 
+from orchestrator import machine
 from orchestrator.data.image_files import Unreadable, admit
 from orchestrator.data.index import Index
 from orchestrator.data.shards import row_groups
+from orchestrator.data.unpacking import MOST_BYTES
 from orchestrator.errors import BadInput
 from orchestrator.store import Store
 
@@ -20,6 +23,10 @@ _JPEG = b"\xff\xd8\xff"
 _CHUNK = 256
 _CHUNK_BYTES = 32 * 2**20
 _BATCH = 64
+_CHANNELS = 3
+# of the free memory, what images may take that are decoded at once, before they are resized; and an image too small to
+# be decoded alone for that
+_DECODED_SHARE, _SMALL_BYTES = 1 / 4, 16 * 2**20
 # by EXIF orientation: whether rows, columns and channels are reversed
 _REVERSED = [(which in (3, 4, 7, 8), which in (2, 3, 6, 7), False) for which in range(9)]
 WINDOW_BYTES = 64 * 2**20
@@ -79,12 +86,24 @@ class Encoded:
         window_bytes = WINDOW_BYTES if (np.diff(group_of) < 0).any() else 0
         windows = list(self._windows(group_of.tolist(), window_bytes))
         wanted = [self._groups[group] for groups, _ in windows for group in groups]
-        ranges = [(group.shard, group.start, group.length) for group in wanted]
+        ranges = [(group.shard, group.column.start, group.column.length) for group in wanted]
         with contextlib.closing(self._store.read_ranges(ranges)) as data:
             for groups, count in windows:
-                held = {group: self._groups[group].images(next(data)) for group in groups}
+                held = self._read_window(groups, data)
                 for group, row in itertools.islice(places, count):
                     yield held[group][row].as_py() or b""
+
+    def _read_window(self, groups: Sequence[int], data: Iterator[memoryview]) -> dict[int, pa.ChunkedArray]:
+        held, size_bytes = {}, 0
+        for group in groups:
+            held[group] = self._groups[group].images(next(data))
+            size_bytes += held[group].nbytes
+            if size_bytes > MOST_BYTES:
+                raise BadInput(
+                    f"{self._groups[group].shard.key} must have row groups that take what its footer says, and they "
+                    f"take much more: pack it anew"
+                )
+        return held
 
     def _windows(self, group_of: list[int], window_bytes: int) -> Iterator[tuple[list[int], int]]:
         """Cut a sequence of groups, one for each row, into windows: (distinct groups, number of rows)."""
@@ -105,7 +124,7 @@ class Encoded:
         """`blobs` in chunks of bounded size, for tf.data. An unreadable image ends them."""
         try:
             blobs = zip(rows.tolist(), self.blobs(rows), strict=True)
-            yield from _in_chunks((row, *admit(blob, self._exif)) for row, blob in blobs)
+            yield from _in_chunks((row, *admit(blob, self._exif)[:2]) for row, blob in blobs)
         except (BadInput, Unreadable) as error:
             self.failures.append(error)
             raise
@@ -135,15 +154,19 @@ def decoded(
     image that cannot be decoded, (row, reason). Raises StoreError if the store fails: no image is silently missing out.
     """
     unseen = np.ones(images, bool)
+    most_bytes = max(_SMALL_BYTES, machine.free_mb() * 1e6 * _DECODED_SHARE / threads)
     broken: list[tuple[int, str]] = []
     failure: list[BaseException] = []
 
     def readable() -> Iterator[tuple[int, bytes, int]]:
         for row, blob in enumerate(encoded.blobs(np.arange(images))):
             try:
-                yield row, *admit(blob, exif)
+                image = admit(blob, exif)
             except Unreadable as error:
                 broken.append((row, str(error)))
+                continue
+            if image.pixels * _CHANNELS <= most_bytes or (blob.startswith(_JPEG) and resize != "nearest"):
+                yield row, *image[:2]
 
     def chunks() -> Iterator[Chunk]:
         try:
@@ -157,7 +180,7 @@ def decoded(
         .unbatch()
         # more calls than threads: a decoded image occupies its call until it is collected
         .map(lambda row, blob, turn: (row, decode(blob, turn, image_size, resize)), 4 * threads, deterministic=False)
-        .ignore_errors()  # an image that fails is missing afterwards, and is decoded alone below
+        .ignore_errors()  # an image that fails is missing afterwards, as is one too large, and is decoded alone below
         .batch(_BATCH)
         .with_options(thread_options(threads))
     )
@@ -171,7 +194,7 @@ def decoded(
     missing = np.flatnonzero(unseen)
     for row, blob in zip(missing, encoded.blobs(missing) if missing.size else (), strict=True):
         try:
-            yield np.array([row]), decode(*admit(blob, exif), image_size, resize).numpy()[None]
+            yield np.array([row]), decode(*admit(blob, exif)[:2], image_size, resize).numpy()[None]
         except Unreadable as error:  # its memory was there the first time
             yield int(row), str(error)
         except tf.errors.OpError as error:

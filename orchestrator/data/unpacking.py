@@ -3,43 +3,53 @@
 import io
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.data.pages import Column, columns, unpacked
+
 MOST_BYTES = 2 * 10**9  # that one file, or one row group of images, may unpack to
-_PIECE_BYTES, _PIECE_ROWS = 10**9, 1024
-_RATIO = 20  # tables and encoded images seldom pack better than that
+_PIECE_BYTES = 10**8
 _CONFIG_BYTES = 10**8
 
 
-def unpacked_bytes(metadata: pq.FileMetaData, group: int, columns: Sequence[str] | None = None) -> tuple[int, int]:
-    """What these columns of a row group take unpacked and packed, as the file's footer says. columns: None for all."""
-    row_group = metadata.row_group(group)
-    found = [row_group.column(i) for i in range(row_group.num_columns)]
-    own = [each for each in found if columns is None or each.path_in_schema in columns]
-    return sum(each.total_uncompressed_size for each in own), sum(each.total_compressed_size for each in own)
+def read_parquet(source: pa.NativeFile, names: Sequence[str] | None = None, **how: Any) -> pa.Table:
+    """These columns of a file, or all. Raises ArrowInvalid beyond MOST_BYTES. how: see pyarrow's ParquetFile."""
+    pieces: list[pa.RecordBatch] = []
+    with pq.ParquetFile(source, **how) as parquet:
+        for group, found in enumerate(columns(parquet.metadata)):
+            own = [each for each in found if names is None or f"{each.path}.".startswith(tuple(f"{n}." for n in names))]
+            pieces += read_group(parquet, group, [(each, _pages(source, each)) for each in own], names)
+            _check(sum(piece.nbytes for piece in pieces))
+        return pa.Table.from_batches(pieces) if pieces else parquet.read(columns=names, use_threads=False)
 
 
-def read_parquet(
-    parquet: pq.ParquetFile, columns: Sequence[str] | None = None, groups: Sequence[int] | None = None
-) -> pa.Table:
-    """These columns of these row groups, or all of them. Raises ArrowInvalid beyond MOST_BYTES.
+def read_group(
+    parquet: pq.ParquetFile, group: int, pages: Sequence[tuple[Column, memoryview]], names: Sequence[str] | None
+) -> list[pa.RecordBatch]:
+    """A row group of a file, or these columns of it, whose pages are given. Raises ArrowInvalid beyond MOST_BYTES.
 
-    Read in pieces: where rows are equal, the file has them once, and its footer does not say what they take in memory.
+    In pieces: where values are equal, the file has them once, and nothing says what they take in memory.
     """
-    metadata = parquet.metadata
+    found = [unpacked(data, column.values) for column, data in pages]
+    _check(sum(each.once_bytes for each in found))
+    rows = _PIECE_BYTES // max(1, sum(each.repeats_bytes for each in found))
+    rows = max(1, min(rows, parquet.metadata.row_group(group).num_rows))
     pieces, size_bytes = [], 0
-    for group in range(metadata.num_row_groups) if groups is None else groups:
-        unpacked, packed = unpacked_bytes(metadata, group, columns)
-        rows = _PIECE_BYTES // max(1, unpacked)  # if each had all that there is
-        rows = max(1, _PIECE_ROWS if unpacked <= _RATIO * packed else 1, min(rows, metadata.row_group(group).num_rows))
-        _check(size_bytes + unpacked)
-        for piece in parquet.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
-            size_bytes += piece.nbytes
-            _check(size_bytes)
-            pieces.append(piece)
-    return pa.Table.from_batches(pieces) if pieces else parquet.read(columns=columns, use_threads=False)
+    for piece in parquet.iter_batches(rows, row_groups=[group], columns=names, use_threads=False):
+        size_bytes += piece.nbytes
+        _check(size_bytes)
+        pieces.append(piece)
+    return pieces
+
+
+def _pages(source: pa.NativeFile, column: Column) -> memoryview:
+    if column.start + column.length > source.size():
+        raise pa.ArrowInvalid("its footer tells of bytes that it does not have")
+    source.seek(column.start)
+    return memoryview(source.read_buffer(column.length))
 
 
 def _check(size_bytes: int) -> None:

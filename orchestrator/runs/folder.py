@@ -277,8 +277,7 @@ def read_parquet(data: bytes) -> pa.Table:
     """A table of a run folder, checked by its checksums. Raises ArrowException or OSError if it is damaged."""
     # not read_table: its threads may still hold `data` when Python ends, which aborts the process now and then
     try:
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            table = unpacking.read_parquet(file)
+        table = unpacking.read_parquet(pa.BufferReader(data), page_checksum_verification=True)
     except UnicodeDecodeError as error:  # in the name of a column
         raise pa.ArrowInvalid(str(error)) from None
     table.validate(full=True)  # strings too
