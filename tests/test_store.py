@@ -1,5 +1,6 @@
 """store: one contract on a folder and on a real bucket, the errors a user meets, and faults staged on loopback."""
 
+import contextlib
 import os
 import pickle
 import socket
@@ -48,6 +49,29 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 def listed(store: Store, prefix: str = "") -> dict[str, Object]:
     return {found.key: found for found in store.list(prefix)}
+
+
+LONG_AGO = "Thu, 01 Jan 2026 00:00:00 GMT"
+PUBLIC_CLOUDS = {  # by scheme: settings, what a bucket lists, and the code of a refusal
+    "gs": (
+        {"GOOGLE_BASE_URL": "{url}", "GCE_METADATA_HOST": "{host}"},
+        (
+            "<ListBucketResult><Contents><Key>a</Key><Size>1</Size><ETag>1</ETag>"
+            "<LastModified>2026-01-01T00:00:00Z</LastModified></Contents></ListBucketResult>"
+        ),
+        "AccessDenied",
+    ),
+    "az": (
+        {"AZURE_STORAGE_ACCOUNT_NAME": "me", "AZURE_STORAGE_ENDPOINT": "{url}"}
+        | {"AZURE_MSI_ENDPOINT": "{url}/metadata/identity/oauth2/token"},
+        (
+            f"<EnumerationResults><Blobs><Blob><Name>a</Name><Properties><Last-Modified>{LONG_AGO}</Last-Modified>"
+            "<Content-Length>1</Content-Length><Content-Type>x</Content-Type><Etag>1</Etag></Properties></Blob></Blobs>"
+            "<NextMarker/></EnumerationResults>"
+        ),
+        "PublicAccessNotPermitted",
+    ),
+}
 
 
 def at_once(count: int, call: Callable[[int], str | None]) -> list[str | None]:
@@ -446,6 +470,48 @@ class TestBadInput:
             s3.delete_object(Bucket=PUBLIC, Key="images/a")
             s3.delete_bucket(Bucket=PUBLIC)
 
+    @pytest.mark.parametrize("scheme", PUBLIC_CLOUDS)
+    def test_no_credentials_of_other_clouds(self, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As for S3. Whether this machine is a cloud's, and has some, is asked once."""
+        settings, listing, refusal = PUBLIC_CLOUDS[scheme]
+        asked: list[str] = []
+
+        class Cloud(BaseHTTPRequestHandler):
+            """An object `a` of the bucket `open`; `shut` is private. No machine tells of credentials."""
+
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                body, status = b"x", 200
+                if "/computeMetadata/" in self.path or "/metadata/identity/" in self.path:
+                    body, status = b"", 404
+                elif "/shut" in self.path or "Authorization" in self.headers:
+                    body, status = f"<Error><Code>{refusal}</Code><Message>no</Message></Error>".encode(), 403
+                elif "list" in self.path:
+                    body = listing.encode()
+                self.send_response(status)
+                for header in (("Content-Length", len(body)), ("ETag", '"1"'), ("Last-Modified", LONG_AGO)):
+                    self.send_header(header[0], str(header[1]))
+                self.end_headers()
+                self.wfile.write(b"" if self.command == "HEAD" else body)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with serving(Cloud) as url:
+            for name, value in settings.items():
+                monkeypatch.setenv(name, value.format(url=url, host=url.removeprefix("http://")))
+            public, private = open_store(f"{scheme}://open"), open_store(f"{scheme}://shut")
+            asked_first = list(asked)
+            assert [each.key for each in public.list()] == ["a"]
+            assert pickle.loads(pickle.dumps(public)).read("a") == b"x"
+            with pytest.raises(StoreError, match=r"there are no \w+ credentials, so only .* set [A-Z_]+_"):
+                private.check()
+            with pytest.raises(BadInput, match="must be a bucket that you may write, and there are no"):
+                public.check_writable()
+        assert [path for path in asked if "etadata" in path] == asked_first
+
     def test_unknown_profile(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """A profile that is not configured is named."""
         monkeypatch.setenv("AWS_PROFILE", "nobody")
@@ -472,6 +538,20 @@ class TestBadInput:
             assert time.monotonic() - started < 12
 
 
+@contextlib.contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server on loopback."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 @pytest.fixture
 def answers(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, bytes]]]:
     """A server that gives these answers one after the other, then 200 with the body "fine"."""
@@ -484,7 +564,7 @@ def answers(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("ETag", '"1"')
-            self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+            self.send_header("Last-Modified", LONG_AGO)
             self.end_headers()
             self.wfile.write(body)
 
@@ -492,14 +572,9 @@ def answers(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple
 
         def log_message(self, *args: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    yield queue
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Handler) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        yield queue
 
 
 def fault(code: str, message: str = "so it is") -> bytes:

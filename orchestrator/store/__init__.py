@@ -1,7 +1,7 @@
 """Store: object storage or a folder, behind one small interface. Data and run folders are read and written here.
 
     s3://BUCKET/PREFIX   obstore for every request; boto3 finds region, endpoint, and credentials if there are any
-    gs:// and az://      obstore, with its own search for credentials
+    gs:// and az://      obstore, with its own search for credentials; what is public is read without any, as for s3://
     a folder, file:///   plain files; each write is a temporary file moved into place
     sample://NAME        a read-only folder inside this package
 

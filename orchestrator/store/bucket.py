@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
+import os
 import re
 import time
 from collections import deque
@@ -19,7 +21,7 @@ from obstore.store import S3Store, from_url
 
 from orchestrator.errors import BadInput
 from orchestrator.store.aws import aws_credentials, list_plainly
-from orchestrator.store.hints import NO_KEYS, explain, one_line
+from orchestrator.store.hints import explain, no_keys, one_line
 from orchestrator.store.interface import Aside, Missing, Object, Store, raise_if_changed, unaddressable
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ PATIENT_RETRY = {
 }
 BRISK = {"timeout": "4s", "read_timeout": "4s", "connect_timeout": "3s"}
 BRISK_RETRY = {"max_retries": 1, "retry_timeout": timedelta(seconds=4)}
+ASKING: dict[str, Any] = {"timeout": "2s", "connect_timeout": "1s"}
 
 # an answer that broke off or never came, which only obstore's debug text shows; and AWS's conflict of two writes
 _TRANSIENT = r"kind: (Interrupted|Timeout)|ConditionalRequestConflict"
@@ -41,6 +44,7 @@ _TRANSIENT = r"kind: (Interrupted|Timeout)|ConditionalRequestConflict"
 _PASSING = rf"{_TRANSIENT}|kind: (Connect|Request)|status code: (429|500|502|503|504)"
 # a condition that the store does not know; statuses 400 and 405 come with that code, or with Backblaze's words
 _UNKNOWN = r"status code: 501|<Code>NotImplemented</Code>|Unsupported header"
+_NO_MACHINE = r"token request: .*(/computeMetadata/|/metadata/identity/)"  # that would have credentials
 _ETAG_FORMS: tuple[str, ...] = ('"{}"', "{}")  # AWS takes both, Ceph's RADOS Gateway 16.2 only the bare one
 _NO_VERSION = "0" * 32
 
@@ -82,7 +86,7 @@ class Bucket(Store):
         self._scheme, _, rest = uri.partition("://")
         self._bucket, _, prefix = rest.partition("/")
         self._root = f"{prefix}/" if prefix else ""
-        self._signed = True  # False once there are no AWS credentials: what is public can be read
+        self._signed = True  # False once there are no credentials: what is public can be read
         # whether If-None-Match works, and the ETag forms that If-Match may take, as far as is known
         self._creates, self._etag_forms = True, _ETAG_FORMS
 
@@ -102,7 +106,11 @@ class Bucket(Store):
         options: dict[str, Any] = {"client_options": client_options, "retry_config": retry_config}
         try:
             if self._scheme != "s3":
-                return from_url(f"{self._scheme}://{self._bucket}", **options)
+                options["client_options"] = client_options | _allowed()
+                address = f"{self._scheme}://{self._bucket}"
+                self._signed = _finds_credentials(address)
+                options |= {} if self._signed else {"skip_signature": True}
+                return from_url(address, **options)
             if self._endpoint:
                 # both names: obstore also reads the environment, where the second would win over the first
                 options |= {"endpoint": self._endpoint, "aws_endpoint_url_s3": self._endpoint}
@@ -112,13 +120,12 @@ class Bucket(Store):
             options["region"] = self._region
             return S3Store(self._bucket, disable_bulk_delete=True, **options)
         except (BaseError, ValueError, OSError) as error:
-            raise BadInput(f"{self.uri} cannot be opened: {one_line(str(error))}") from None
+            hint = "; set AZURE_STORAGE_ACCOUNT_NAME" if "Account must be specified" in str(error) else ""
+            raise BadInput(f"{self.uri} cannot be opened: {one_line(str(error))}{hint}") from None
 
     def check_writable(self) -> None:
         if not self._signed:
-            raise BadInput(
-                f"{self.uri} must be a bucket that you may write, and there are no AWS credentials: {NO_KEYS}"
-            )
+            raise BadInput(f"{self.uri} must be a bucket that you may write, and {no_keys(self.uri)}")
 
     def _path(self, key: str) -> str:
         return self._root + self._checked(key)
@@ -279,6 +286,25 @@ class Bucket(Store):
 
     def check(self) -> None:
         next(self._list(self._connect(BRISK, BRISK_RETRY), ""), None)
+
+
+def _allowed() -> dict[str, Any]:
+    """That HTTP may be used, where an endpoint of gs:// or az:// in the environment has it, as an emulator's."""
+    endpoints = (os.environ.get(name, "") for name in ("GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"))
+    return {"allow_http": any(each.startswith("http://") for each in endpoints)}
+
+
+@functools.cache
+def _finds_credentials(address: str) -> bool:
+    """Whether obstore does: where nothing else tells of any, it asks the service of a cloud's machine for them."""
+    options: dict[str, Any] = {"client_options": ASKING | _allowed(), "retry_config": BRISK_RETRY}
+    try:
+        obstore.head(from_url(address, **options), "any")
+    except BaseError as error:
+        return not re.search(_NO_MACHINE, str(error))
+    except FileNotFoundError:
+        pass
+    return True
 
 
 def _list_whole(client: Any, below: str) -> Iterator[Any]:

@@ -7,13 +7,20 @@ import re
 from orchestrator.store.interface import Missing, StoreError
 
 _KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-NO_KEYS = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`"
+_KEYS_OF = {  # by scheme: whose credentials are not there, and what to do
+    "s3": ("AWS", "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`"),
+    "gs": (
+        "Google",
+        "set GOOGLE_APPLICATION_CREDENTIALS to a key's file, or run `gcloud auth application-default login`",
+    ),
+    "az": ("Azure", "set AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_SAS_TOKEN"),
+}
 _NO_BUCKET = "correct the bucket's name, or create the bucket"
 _DENIED = "these credentials must be allowed to list the bucket and to get, put and delete its objects"
 _ONE_DENIED = "these credentials must be allowed to get it, and to decrypt it where the bucket encrypts with a KMS key"
 _ARCHIVED = "it is archived (Glacier): restore it, or leave it out"
 _OWN_KEY = "it is encrypted with a key that each reader must bring (SSE-C), which is not supported: copy it without"
-_UNSIGNED = f"there are no AWS credentials, so only what is public can be read: {NO_KEYS}"
+_NOT_PUBLIC = {"AccessDenied", "NoAuthenticationInformation", "PublicAccessNotPermitted", "ResourceNotFound"}  # codes
 _FULL = "the store is full: free space in it, or have its quota raised"
 _EXPIRED = "the credentials have expired: renew them (`aws sso login`, or new keys) and run the same command again"
 HINTS = {  # by the store's error code, or else by HTTP status
@@ -45,6 +52,12 @@ def one_line(text: str) -> str:
     return re.sub(r"(https?://)(?:[^\s/@]*@)?([^\s?]*)(?:\?\S*)?", r"\1\2", first)[:300]
 
 
+def no_keys(uri: str, so: str = "") -> str:
+    """That there are no credentials for this address, and how to give some. Pure."""
+    whose, how = _KEYS_OF[uri.partition("://")[0]]
+    return f"there are no {whose} credentials{so}: {how}"
+
+
 def explain(error: Exception, where: str, action: str, endpoint: str | None = None, signed: bool = True) -> StoreError:
     """Turn the failure of an object store into one line with a hint. Pure.
 
@@ -60,8 +73,8 @@ def explain(error: Exception, where: str, action: str, endpoint: str | None = No
         return Missing(f"{where}: {action} failed: there is no such object")
     hint = HINTS.get(code[1] if code else "") or HINTS.get(status[1] if status else "") or "run the same command again"
     denied = code[1] == "AccessDenied" if code else status is not None and status[1] in ("401", "403")
-    if denied and not signed:
-        hint = _UNSIGNED
+    if not signed and (denied or (code and code[1] in _NOT_PUBLIC)):
+        hint = no_keys(where, ", so only what is public can be read")
     elif denied and action == "read":
         hint = _ONE_DENIED
     elif message and "Server Side Encryption" in message[1]:
