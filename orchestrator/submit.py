@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cluster.submit import submit
-from orchestrator.errors import BadInput, exit_on_bad_input, run_command
+from orchestrator.errors import BadInput, end_whoever_reads, exit_on_bad_input, run_command
 from orchestrator.spec.reading import read_spec
 
 
@@ -26,6 +26,7 @@ def main(
 
     The token is that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token. Further options go to the grid.
     """
+    end_whoever_reads()
     with exit_on_bad_input():
         if Path.cwd() not in Path(spec).resolve().parents:
             raise BadInput(f"SPEC must lie in the current folder, which goes to the cluster, got {spec}")

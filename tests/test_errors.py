@@ -147,3 +147,41 @@ def test_no_call_in_a_hundred_ends_by_abort(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert set(pool.map(plan, range(100))) == {(0, "")}
+
+
+RAY = """#!/bin/sh
+[ "$2" = status ] && echo "exit code 3" && exit
+for i in 1 2 3; do seq 1000; echo problem >&2; done
+touch "$(dirname "$0")/ended"
+exit 1
+"""
+SUBMIT = """
+import sys
+from orchestrator.cluster import submit
+from orchestrator.errors import end_whoever_reads, run_command
+
+def main():
+    end_whoever_reads()
+    sys.executable = sys.argv[0]
+    raise SystemExit(submit.follow(["job", "submit"], "job", "http://127.0.0.1:1"))
+
+sys.argv = [{python!r}]
+run_command(main)
+"""
+
+
+def test_who_follows_a_job_may_leave_it(tmp_path: Path) -> None:
+    """The job's output goes through this command, so that its reader is not that of `ray job submit`."""
+    (tmp_path / "ray").write_text(RAY)
+    (tmp_path / "ray").chmod(0o755)
+    command = [sys.executable, "-c", SUBMIT.format(python=str(tmp_path / "python"))]
+    followed = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (followed.returncode, followed.stderr) == (3, "problem\n" * 3)
+    assert followed.stdout == 3 * "".join(f"{i + 1}\n" for i in range(1000))
+    (tmp_path / "ended").unlink()
+    with subprocess.Popen(["true"], stdin=subprocess.PIPE) as reader, open("/dev/full", "w") as full:
+        reader.wait()
+        for stdout, stderr in ((reader.stdin, reader.stdin), (full, full)):
+            left = subprocess.run(command, stdout=stdout, stderr=stderr, timeout=60)
+            assert left.returncode == 3
+            (tmp_path / "ended").unlink()

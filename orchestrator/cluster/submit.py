@@ -7,8 +7,12 @@ import secrets
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
 
 from orchestrator.errors import INTERRUPTED, BadInput
 from orchestrator.spec.sections import Spec
@@ -16,6 +20,8 @@ from orchestrator.terminal import make_console
 
 # besides what .gitignore names, which Ray leaves out itself
 EXCLUDES = [".git", ".venv", "venv", "runs", "build", "dist", "__pycache__", "*.egg-info", "tests", "infra"]
+
+_PIPES: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
 
 
 def submit(spec: Spec, path: str, arguments: Sequence[str], address: str) -> int:
@@ -55,14 +61,19 @@ def command(spec: Spec, path: str, arguments: Sequence[str], job: str) -> list[s
 def follow(line: list[str], job: str, address: str) -> int:
     """Submit, show what the job prints, and return its exit status: the grid's own, 130 where it was stopped."""
     ray = str(Path(sys.executable).with_name("ray"))
-    env = {**os.environ, "RAY_API_SERVER_ADDRESS": address, "NO_COLOR": "1"}
+    env = {**os.environ, "RAY_API_SERVER_ADDRESS": address, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
     token = Path(env.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     if env.get("RAY_AUTH_TOKEN") or token.is_file():
         env.setdefault("RAY_AUTH_MODE", "token")
-    # in a session of its own, Ctrl-C does not reach it: it is ended when there is something to say
-    follower = subprocess.Popen([ray, *line], env=env, start_new_session=True)
+    # in a session of its own, Ctrl-C does not reach it: it is ended when there is something to say; and it does not
+    # write to whoever reads, who may leave before the job ends
+    follower = subprocess.Popen([ray, *line], env=env, start_new_session=True, **_PIPES)
+    errors = threading.Thread(target=_show, args=(follower.stderr, make_console(stderr=True)), daemon=True)
+    errors.start()
     try:
+        _show(follower.stdout, make_console())
         status = follower.wait()
+        errors.join()
     except KeyboardInterrupt:
         follower.terminate()
         follower.wait()
@@ -74,6 +85,11 @@ def follow(line: list[str], job: str, address: str) -> int:
         return INTERRUPTED
     code = re.search(r"exit code (\d+)", text)
     return int(code[1]) if status and code else status
+
+
+def _show(lines: Iterable[str] | None, console: Console) -> None:
+    for line in lines or ():
+        console.out(line.rstrip("\n"))
 
 
 def _ways(job: str, address: str) -> list[str]:
