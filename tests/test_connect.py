@@ -1,7 +1,12 @@
 """connect: how many trials fit on a cluster, node by node."""
 
 import os
+import re
+import shlex
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -76,3 +81,20 @@ def test_a_head_that_lets_nobody_join_ends_no_process(monkeypatch: pytest.Monkey
         join()
     joins.set()
     assert over.wait(10)
+
+
+@pytest.mark.parametrize(
+    "loopback", ["true", "ip link set lo up; ip addr del 127.0.0.1/8 dev lo"], ids=["none", "IPv6"]
+)
+def test_a_machine_without_127_0_0_1_is_told_at_once(loopback: str) -> None:
+    """Ray would try for fourteen minutes, or tell of a file that is not there."""
+    alone = ["unshare", "--map-root-user", "--net", "sh", "-c"]
+    if not shutil.which("unshare") or subprocess.run([*alone, loopback], capture_output=True, check=False).returncode:
+        pytest.skip("needs unshare and ip, and leave to make a network namespace")
+    code = "from orchestrator.cluster.own_ray import settings; settings(1)"
+    command = f"{loopback}; {shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+    ran = subprocess.run([*alone, command], capture_output=True, text=True, timeout=60, check=False)
+    said = (
+        r"BadInput: Ray must reach 127\.0\.0\.1 to start here, and this machine does not \(.*\): bring it up"
+    )
+    assert re.search(said, ran.stderr.splitlines()[-1])

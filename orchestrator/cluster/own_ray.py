@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ _RAY_MB = 1000  # what Ray and the driver take: 730 MB, measured
 _LONGEST = 107 - len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")  # a socket's path: 107
 
 _ROOM_MB = 50  # its logs
+_LOOPBACK = "127.0.0.1"  # where its parts listen; Ray starts on no other loopback address
 
 
 class Share(NamedTuple):
@@ -37,7 +39,8 @@ def share(resources: Resources, worker_mb: float) -> Share:
 
 
 def settings(cpus: int) -> dict[str, Any]:
-    """What ray.init is to be told, to have so many CPUs for trials. Raises BadInput where its files have no place."""
+    """What ray.init is to be told, to have so many CPUs for trials. Raises BadInput where it could not start."""
+    _check_loopback()
     if not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # or Ray writes one into the home folder
     folder = _folder()
@@ -52,6 +55,19 @@ def remove(session: Path) -> None:
     with contextlib.suppress(OSError):
         if not latest.exists():  # it led there
             latest.unlink()
+
+
+def _check_loopback() -> None:
+    """ray.init would try for minutes, and then tell of a file that is not there."""
+    try:
+        with socket.create_server((_LOOPBACK, 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise BadInput(
+            f"Ray must reach {_LOOPBACK} to start here, and this machine does not ({why}): bring it up, with "
+            f"`ip link set lo up` and `ip addr add {_LOOPBACK}/8 dev lo`, or set RAY_ADDRESS to a cluster"
+        ) from None
 
 
 def _folder() -> Path:

@@ -19,7 +19,7 @@ from orchestrator.spec.sections import Spec
 from orchestrator.terminal import make_console
 
 # besides what .gitignore names, which Ray leaves out itself
-EXCLUDES = [".git", ".venv", "venv", "runs", "build", "dist", "__pycache__", "*.egg-info", "tests", "infra"]
+EXCLUDES = [".git", ".venv", "venv", "/runs", "build", "dist", "__pycache__", "*.egg-info", "tests", "infra"]
 
 _PIPES: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
 
@@ -54,7 +54,8 @@ def command(spec: Spec, path: str, arguments: Sequence[str], job: str) -> list[s
     # stopped, it is interrupted as by Ctrl-C and has time to put its tables in order
     stop = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
     env = json.dumps({"excludes": EXCLUDES, "env_vars": stop})
-    head = ["job", "submit", "--submission-id", job, "--working-dir", ".", "--runtime-env-json", env]
+    looks = ["--log-style", "pretty", "--log-color", "false"]  # as on a terminal
+    head = ["job", "submit", *looks, "--submission-id", job, "--working-dir", ".", "--runtime-env-json", env]
     return [*head, "--", "python", "-m", "orchestrator.grid", path, *arguments]
 
 
