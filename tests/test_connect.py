@@ -94,7 +94,5 @@ def test_a_machine_without_127_0_0_1_is_told_at_once(loopback: str) -> None:
     code = "from orchestrator.cluster.own_ray import settings; settings(1)"
     command = f"{loopback}; {shlex.quote(sys.executable)} -c {shlex.quote(code)}"
     ran = subprocess.run([*alone, command], capture_output=True, text=True, timeout=60, check=False)
-    said = (
-        r"BadInput: Ray must reach 127\.0\.0\.1 to start here, and this machine does not \(.*\): bring it up"
-    )
+    said = r"BadInput: Ray must reach 127\.0\.0\.1 to start here, and this machine does not \(.*\): bring it up"
     assert re.search(said, ran.stderr.splitlines()[-1])

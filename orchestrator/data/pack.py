@@ -178,8 +178,8 @@ def _missing(dst: Store, shards: Sequence[Shard]) -> list[Shard]:
             continue
         tag = None
         try:
-            with open_shard(dst, existing) as parquet:
-                tag = (parquet.schema_arrow.metadata or {}).get(TAG)
+            with open_shard(dst, existing) as opened:
+                tag = (opened.parquet.schema_arrow.metadata or {}).get(TAG)
         except StoreError:
             raise
         except BadInput:  # cut short, perhaps while it was copied

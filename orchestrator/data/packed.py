@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from orchestrator.data.labels import as_text
 from orchestrator.data.layout import IMAGES, Found, split_of
 from orchestrator.data.listing import Listing, objects_of
-from orchestrator.data.shards import class_names, open_shard, read_columns
+from orchestrator.data.shards import class_names, open_shard
 from orchestrator.errors import BadInput
 from orchestrator.store import Object, Store
 
@@ -75,8 +75,8 @@ def _split(key: str) -> int | None:
 
 def _read(store: Store, shard: Object) -> tuple[pa.Table, list[str]]:
     """A shard's part of IMAGES, and the names of its numbers. Raises BadInput for columns of other types, or none."""
-    with open_shard(store, shard) as parquet:
-        schema = parquet.schema_arrow
+    with open_shard(store, shard) as opened:
+        schema = opened.parquet.schema_arrow
         if len({*schema.names}) < len(schema.names):
             raise BadInput(f"{shard.key} must have columns of different names, got {', '.join(schema.names)}")
         if not {"image", "label"} <= set(schema.names):
@@ -85,7 +85,7 @@ def _read(store: Store, shard: Object) -> tuple[pa.Table, list[str]]:
         fields = {field.name: field.type for field in image} if pa.types.is_struct(image) else {}
         if fields.get("bytes") not in _BYTES:
             raise BadInput(f"{shard.key}: column image must be a struct of bytes (binary) and path, got {image}")
-        read = read_columns(store, shard, parquet, ["label", "image.path"] if "path" in fields else ["label"])
+        read = opened.read(["label", "image.path"] if "path" in fields else ["label"])
     texts, kind = as_text(read["label"], f"{shard.key}: column label"), schema.field("label").type
     paths = read["image"].combine_chunks().field("path") if "path" in fields else pa.nulls(len(read), pa.string())
     names = (class_names(schema) or []) if pa.types.is_integer(kind) else []

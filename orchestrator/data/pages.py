@@ -1,18 +1,18 @@
 """Pages: where the columns of a Parquet file lie, and what they unpack to by the headers of their pages. Pure.
 
 A footer may say anything. Arrow makes room for a page by the page's own header, and refuses one that unpacks to more.
-What pyarrow itself tells of a column is not asked for: it aborts the process where a footer is damaged.
+pyarrow itself is not asked where a column lies, nor to write a footer: where it is damaged, both end the process.
 """
 
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 # Thrift's compact form, in which footers and headers are written: types
 _BOOLS, _BYTE, _I32, _I64, _DOUBLE, _BINARY, _LIST, _STRUCT = (1, 2), 3, 5, 6, 7, 8, 9, 12
 _INTEGERS = (4, _I32, _I64)
 _DEEPEST = 16
+_TAIL_BYTES = 2**16  # what Arrow reads first as well
 # fields, each with its type; of a footer, a row group, a column in it, and what is said of that
 _GROUPS, _COLUMNS, _SAID, _PATH = (4, _LIST), (1, _LIST), (3, _STRUCT), (3, _LIST)
 _VALUES, _UNPACKED, _PACKED, _DATA, _DICTIONARY = (5, _I64), (6, _I64), (7, _I64), (9, _I64), (11, _I64)
@@ -46,15 +46,23 @@ class Unpacked(NamedTuple):
     repeats_bytes: int
 
 
-def columns(metadata: pq.FileMetaData) -> list[list[Column]]:
-    """The columns of each row group. Raises ArrowInvalid where the footer is damaged."""
-    sink = pa.BufferOutputStream()
-    metadata.write_metadata_file(sink)  # as Arrow has understood it
+def columns(source: pa.NativeFile) -> list[list[Column]]:
+    """The columns of each row group of a Parquet file. Raises ArrowInvalid where its footer is damaged."""
+    tail = read(source, max(0, source.size() - _TAIL_BYTES), _TAIL_BYTES)
+    length = int.from_bytes(tail[-8:-4], "little")
+    is_there = length + 8 <= len(tail)
+    found = tail[-8 - length : -8] if is_there else read(source, max(0, source.size() - 8 - length), length)
     try:
-        footer, _ = _struct(_bytes(sink.getvalue()), len(b"PAR1"))
+        footer, _ = _struct(found, 0)
         return [[_column(column[_SAID]) for column in group[_COLUMNS]] for group in footer[_GROUPS]]
     except _DAMAGED:
         raise pa.ArrowInvalid("its footer is damaged") from None
+
+
+def read(source: pa.NativeFile, start: int, length: int) -> memoryview:
+    """So many bytes of a file, or as many as there are."""
+    source.seek(start)
+    return memoryview(source.read_buffer(length)).cast("B")  # Arrow's own are signed
 
 
 def _column(said: _Fields) -> Column:
@@ -69,7 +77,6 @@ def _column(said: _Fields) -> Column:
 
 def unpacked(pages: memoryview, values: int) -> Unpacked:
     """pages: of a column, as in the file. values: how many Arrow will read. Raises ArrowInvalid for damaged headers."""
-    pages = _bytes(pages)
     at = once_bytes = repeats_bytes = dictionary_bytes = seen = 0
     while seen < values and at < len(pages):
         try:
@@ -91,10 +98,6 @@ def unpacked(pages: memoryview, values: int) -> Unpacked:
         elif encoding == _BY_THE_VALUE_BEFORE:
             repeats_bytes = max(repeats_bytes, page_bytes)
     return Unpacked(once_bytes, repeats_bytes)
-
-
-def _bytes(data: Any) -> memoryview:
-    return memoryview(data).cast("B")  # Arrow's buffers have signed ones
 
 
 def _struct(data: memoryview, at: int, depth: int = 0) -> tuple[_Fields, int]:

@@ -5,6 +5,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,36 +16,40 @@ from orchestrator.errors import BadInput
 from orchestrator.store import Object, Store
 
 _IMAGE = ["image.bytes"]
-_HELD_COLUMNS = 4  # each is read twice: its headers, and then by Arrow
+_HELD_READS = 4  # footer and columns are looked into, and then read by Arrow
 _PACKS_WELL = 4  # times: encoded images hardly pack at all
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last for names of columns that are not UTF-8
 
 
+class Opened(NamedTuple):
+    """A shard that is read by ranges."""
+
+    parquet: pq.ParquetFile
+    source: pa.NativeFile
+
+    def read(self, names: Sequence[str]) -> pa.Table:
+        """All rows of these columns. Raises what open_shard turns into BadInput."""
+        rows, table = self.parquet.metadata.num_rows, read_parquet(self.source, names, metadata=self.parquet.metadata)
+        if len(table) != rows:
+            raise pa.ArrowInvalid(f"its footer tells of {rows} rows, and it has {len(table)}")
+        return table
+
+
 @contextlib.contextmanager
-def open_shard(store: Store, shard: Object) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet shard, which is read by ranges. Raises BadInput if it is not Parquet, inside the block too."""
-    try:
-        with pq.ParquetFile(_source(store, shard)) as parquet:
-            _refuse_bomb(shard, parquet.metadata)
-            yield parquet
-    except UNREADABLE as error:
-        raise BadInput(not_parquet(shard, error)) from None
+def open_shard(store: Store, shard: Object) -> Iterator[Opened]:
+    """Open a Parquet shard. Raises BadInput if it is not Parquet, inside the block too."""
 
-
-def read_columns(store: Store, shard: Object, parquet: pq.ParquetFile, columns: Sequence[str]) -> pa.Table:
-    """All rows of these columns of an open shard. Raises what an open shard turns into BadInput."""
-    table = read_parquet(_source(store, shard), columns, metadata=parquet.metadata)
-    if len(table) != parquet.metadata.num_rows:
-        raise pa.ArrowInvalid(f"its footer tells of {parquet.metadata.num_rows} rows, and it has {len(table)}")
-    return table
-
-
-def _source(store: Store, shard: Object) -> pa.NativeFile:
-    @functools.lru_cache(_HELD_COLUMNS)
+    @functools.lru_cache(_HELD_READS)
     def read(at: int, size: int) -> memoryview:
         return store.read_range(shard, at, size)
 
-    return pa.PythonFile(_Ranged(shard, read), mode="r")
+    source = pa.PythonFile(_Ranged(shard, read), mode="r")
+    try:
+        with pq.ParquetFile(source) as parquet:
+            _refuse_bomb(shard, parquet.metadata)
+            yield Opened(parquet, source)
+    except UNREADABLE as error:
+        raise BadInput(not_parquet(shard, error)) from None
 
 
 def _refuse_bomb(shard: Object, metadata: pq.FileMetaData) -> None:
@@ -95,9 +100,9 @@ def row_groups(shards: Sequence[Object], store: Store) -> tuple[RowGroup, ...]:
     """The row groups of the shards of a packed index, in its order."""
     groups = []
     for shard in shards:
-        with open_shard(store, shard) as parquet:
-            metadata = parquet.metadata
-            for number, found in enumerate(columns(metadata)):
+        with open_shard(store, shard) as opened:
+            metadata = opened.parquet.metadata
+            for number, found in enumerate(columns(opened.source)):
                 column = next((each for each in found if each.path in _IMAGE), None)
                 if column is None:
                     raise pa.ArrowInvalid(f"a row group has no column {_IMAGE[0]}")

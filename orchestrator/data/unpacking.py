@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.data.pages import Column, columns, unpacked
+from orchestrator.data.pages import Column, columns, read, unpacked
 
 MOST_BYTES = 2 * 10**9  # that one file, or one row group of images, may unpack to
 _PIECE_BYTES = 10**8
@@ -19,7 +19,7 @@ def read_parquet(source: pa.NativeFile, names: Sequence[str] | None = None, **ho
     """These columns of a file, or all. Raises ArrowInvalid beyond MOST_BYTES. how: see pyarrow's ParquetFile."""
     pieces: list[pa.RecordBatch] = []
     with pq.ParquetFile(source, **how) as parquet:
-        for group, found in enumerate(columns(parquet.metadata)):
+        for group, found in enumerate(columns(source)):
             own = [each for each in found if names is None or f"{each.path}.".startswith(tuple(f"{n}." for n in names))]
             pieces += read_group(parquet, group, [(each, _pages(source, each)) for each in own], names)
             _check(sum(piece.nbytes for piece in pieces))
@@ -48,8 +48,7 @@ def read_group(
 def _pages(source: pa.NativeFile, column: Column) -> memoryview:
     if column.start + column.length > source.size():
         raise pa.ArrowInvalid("its footer tells of bytes that it does not have")
-    source.seek(column.start)
-    return memoryview(source.read_buffer(column.length))
+    return read(source, column.start, column.length)
 
 
 def _check(size_bytes: int) -> None:
