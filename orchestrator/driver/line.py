@@ -1,7 +1,6 @@
 """Line: spec -> plan -> trials that remain -> fan-out -> board, models and page, from top to bottom."""
 
 import contextlib
-import json
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -10,9 +9,10 @@ from rich.console import Console
 
 from orchestrator.data.changes import remember
 from orchestrator.display.page import write_page
-from orchestrator.display.table import as_json
+from orchestrator.documents import document
 from orchestrator.driver.lay_out import Options
 from orchestrator.driver.models import finish_models
+from orchestrator.driver.outcome import Outcome, outcome, run_tree
 from orchestrator.driver.progress import Progress
 from orchestrator.driver.signals import on_signals
 from orchestrator.driver.standing import largest_mb, look
@@ -20,7 +20,7 @@ from orchestrator.driver.state import RunState
 from orchestrator.driver.summary import dataset_facts, say_results, skipped_files
 from orchestrator.driver.test_set import open_test_set
 from orchestrator.driver.watch import GridWatch
-from orchestrator.errors import DONE, INTERRUPTED, BadInput
+from orchestrator.errors import DONE, BadInput
 from orchestrator.plans.budget import Meter
 from orchestrator.plans.forecast import gpu_memory_mb, worker_memory_mb
 from orchestrator.plans.points import (
@@ -50,18 +50,18 @@ def orchestrate(spec: Spec, options: Options) -> int:
     if options.plan_only:
         planned = look(spec, options, console)
         if options.as_json:
-            write(json.dumps(planned.tree(), indent=1))
+            write(document("plan", **planned.tree()))
         else:
             console.out(*planned.lines())
         return DONE
     state, watch = train_grid(spec, options, console)
+    say_results(state, watch.budget_used_up, console)
+    how = outcome(state.board, watch.budget_used_up, watch.interrupted)
+    if how is not Outcome.interrupted:
+        log_to_mlflow(state, options.mlflow, console)
     if options.as_json:
-        write(as_json(state.board))
-    status = say_results(state, watch.budget_used_up, console, with_table=not options.as_json)
-    if watch.interrupted:
-        return INTERRUPTED
-    log_to_mlflow(state, options.mlflow, console)
-    return status
+        write(document("grid", **run_tree(state, how)))
+    return how.exit_status
 
 
 def train_grid(spec: Spec, options: Options, console: Console) -> tuple[RunState, GridWatch]:
