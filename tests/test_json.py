@@ -13,6 +13,7 @@ from typing import Any
 import click
 import pytest
 import typer
+from grids import grid
 from PIL import Image
 from run_folders import add_winner, write_run
 
@@ -32,13 +33,14 @@ TYPES = {
     "null": lambda value: value is None,
 }
 BOARD = ("grid", "leaderboard")
+EVENT = re.compile(r"^\| `([a-z]+\.[a-z_]+)` \| [^|]*\| ([^|]+) \|$", re.MULTILINE)
 
 
 def described() -> dict[str, dict[str, str]]:
     """Heading of docs/json.md -> path of a field -> its type."""
     text = (ROOT / "docs" / "json.md").read_text()
     sections = re.split(r"^## (.*)\n", text, flags=re.MULTILINE)[1:]
-    row = re.compile(r"^\| `([^`]+)` \| ([^|]+) \|", re.MULTILINE)
+    row = re.compile(r"^\| `([^`]+)` \| ([^|]+) \|", re.MULTILINE)  # events have theirs in a third column
     return {name: dict(row.findall(body)) for name, body in zip(sections[::2], sections[1::2], strict=True)}
 
 
@@ -211,6 +213,40 @@ def test_a_calibration_and_a_job(
         submit.main(typer.Context(click.Command("submit")), "a.yaml", as_json=True)
     found = checked(capsys.readouterr().out)
     assert (ended.value.code, found["exit_status"], found["run"]) == (3, 3, "s3://b/runs/a")
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    """What happened in a run, each as docs/json.md has it."""
+    text = (ROOT / "docs" / "json.md").read_text()
+    own = {name: set(re.findall("`([a-z_]+)`", names)) for name, names in EVENT.findall(text)}
+    found = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    for each in found:
+        assert each.keys() == own[each["event"]] | {"time", "event"}
+        below = tuple(f"{name}." for name in each)
+        fields = {n: kind for n, kind in described()["events.jsonl"].items() if n in each or n.startswith(below)}
+        assert [*wrong(each, fields)] == []
+    return found
+
+
+def test_what_happened_is_recorded_and_a_resumed_run_goes_on_with_it(shirts: Path, tmp_path: Path) -> None:
+    """Two trials of two points each; then another driver, which trains nothing."""
+    shutil.copytree(shirts, tmp_path / "runs" / "shirts")
+    found = events(shirts)
+    assert [each["event"] for each in found if each["event"].startswith("run.")] == ["run.began", "run.done"]
+    for trial in {each["trial"] for each in found if "trial" in each}:
+        own = [each for each in found if each.get("trial") == trial]
+        assert [each["event"] for each in own] == [
+            *("trial.started", "trial.ready", "trial.epoch", "trial.reached", "trial.epoch", "trial.done")
+        ]
+        assert own[3]["point_ids"] == own[5]["point_ids"][:1]
+        assert set(own[5]["point_ids"]) == set(own[0]["point_ids"])
+    assert found[-1]["points"] == {"ok": 4, "stopped": 0, "failed": 0, "not_trained": 0}
+    assert sorted(each["time"] for each in found) == [each["time"] for each in found]
+    assert grid("--set", "grid={batch_size: [32, 64], epochs: [1, 2]}", cwd=tmp_path).returncode == 0
+    again = events(tmp_path / "runs" / "shirts")
+    assert again[: len(found)] == found
+    assert [each["event"] for each in again[len(found) :]] == ["run.began", "run.done"]
+    assert again[-1]["best"] == found[-1]["best"]
 
 
 @pytest.mark.parametrize(("name", "status"), [("done", 0), ("failed", 1), ("budget", 3), ("interrupted", 130)])

@@ -61,6 +61,7 @@ def lay_out(spec: Spec, options: Options) -> tuple[WorkerContext, Plan]:
     _check_metric(spec.metric, index.classes)
     networks, weights = find_networks(spec, options.folder)
     plan = make_plan(spec, count(index), index.digest, networks, options.share_epochs, read_pace())
+    spec = spec.without_secrets()
     return WorkerContext(spec, index, images, run, options.keep, networks=networks, weights=weights), plan
 
 
