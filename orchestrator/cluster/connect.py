@@ -109,7 +109,7 @@ def _start_ray(address: str, cpus: int) -> Path:
         if address:
             address = patches.find_cluster() if address == "auto" else address
             wait_for(address)
-        with patches.own_signals():
+        with patches.own_signals(), contextlib.nullcontext() if address else patches.without_bystanders():
             context: Any = _join(address) if address else ray.init(address="local", **_QUIETLY, **own)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         what = f"the Ray at RAY_ADDRESS {address} must let this command join" if address else "Ray must start here"
