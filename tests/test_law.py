@@ -30,7 +30,7 @@ FLOORS = [
     {"driver"},
     {"api"},
 ]
-DOORS = {"grid", "leaderboard", "report", "predict", "pack", "calibrate", "submit"}
+DOORS = {"grid", "leaderboard", "report", "predict", "pack", "calibrate", "submit", "export"}
 OWNERS = {  # library -> the wings and files that may import it at all
     "ray": {"cluster"},
     "tensorflow": {"train", "data.stream", "data.pipeline"},
