@@ -123,6 +123,8 @@ def convert(
     keras_file, facts, name = read_model(model)
     images = _Images.of(facts, name, data) if check or int8 else None
     network = _Network(load(keras_file, name, str(facts.spec.get("model"))), facts)
+    if to != "savedmodel":
+        _in_float32(network.model)
     uri = output or f"./{facts.spec.get('name') or 'model'}-{to}{'-int8' * int8}"
     target = open_store(uri, create=True)
     target.check_writable()
@@ -134,6 +136,8 @@ def convert(
             learnt_from = images.representative() if images and int8 else None
             try:
                 run = _WRITERS[to](network, made, learnt_from)
+                if to != "savedmodel":
+                    run(np.zeros((1, *facts.image_size, 3), np.uint8))
             except (
                 Exception
             ) as error:  # no list of what the converters raise for layers that they do not know is complete
@@ -160,16 +164,23 @@ def _require(to: str) -> None:
             ) from None
 
 
+def _in_float32(model: keras.Model) -> None:
+    """Let a model that was trained in half precision compute in float32: its weights are, and phones know no other."""
+    for layer in model._flatten_layers():
+        layer.dtype_policy = "float32"
+
+
 def _say(check: Check) -> list[str]:
     """What a comparison came to, in lines."""
     of = plural(check.compared, "validation image")
     gone = f"; {check.images - check.compared:,} more are not there" if check.compared < check.images else ""
     same = "all" if check.agree == check.compared else f"{check.agree:,}"
-    loss = 100 * (check.recorded_accuracy - check.accuracy)
+    loss = round((check.recorded_accuracy - check.accuracy) * check.compared)
+    points = f"{100 * abs(loss) / check.compared:.1f} points {'lost' if loss > 0 else 'gained'}"
+    lost = f"{points}, {plural(abs(loss), 'image')}" if loss else "nothing lost"
     lines = [
-        f"on {of}: the same class as recorded for {same}, probabilities differ by at most {check.largest:.2g}" + gone,
-        f"accuracy on them {check.accuracy:.4f}, recorded {check.recorded_accuracy:.4f}: "
-        + (f"{abs(loss):.1f} points {'lost' if loss > 0 else 'gained'}" if round(abs(loss), 1) else "nothing lost"),
+        f"on {of}: the same class as recorded for {same}, probabilities differ by at most {check.largest:.2g}{gone}",
+        f"accuracy on them {check.accuracy:.4f}, recorded {check.recorded_accuracy:.4f}: {lost}",
     ]
     if check.converted:
         lines.append(f"{plural(check.converted, 'image')} had to be converted first: neither JPEG, PNG nor opaque WebP")
@@ -474,13 +485,19 @@ def _write_tflite(network: _Network, folder: Path, learnt_from: np.ndarray | Non
 
 
 def _write_onnx(network: _Network, folder: Path, learnt_from: np.ndarray | None) -> Run:
+    import onnx
     import onnxruntime
     import tf2onnx
 
     pixels = tf.TensorSpec((None, *network.facts.image_size, 3), tf.uint8, name=_PIXELS)
     says = tf.function(lambda pixels: {_SAYS: network.says(pixels)}, input_signature=[pixels])
+    made, _ = tf2onnx.convert.from_function(says, [pixels], opset=_OPSET)
+    constants = {inner.name: outer for outer, inner in says.get_concrete_function().graph.captures}
+    for taken in [each for each in made.graph.input if each.name in constants]:  # tf2onnx takes them for inputs
+        made.graph.input.remove(taken)
+        made.graph.initializer.append(onnx.numpy_helper.from_array(constants[taken.name].numpy(), taken.name))
     path = folder / "model.onnx"
-    tf2onnx.convert.from_function(says, [pixels], opset=_OPSET, output_path=str(path))
+    onnx.save(made, path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda pixels: session.run([_SAYS], {_PIXELS: pixels})[0]
 
