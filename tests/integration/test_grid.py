@@ -176,6 +176,7 @@ def test_the_board_does_not_depend_on_who_trained_what(tmp_path: Path) -> None:
     assert [error.split(":")[0] for error in errors] == ["Diverged"] * 2 + ["ValueError"] * 2
 
 
+@pytest.mark.long
 def test_trials_start_in_the_order_of_the_plan_and_a_killed_one_comes_first(tmp_path: Path) -> None:
     """Longest first, equal ones as they stand; a trial whose worker died does not wait for all the others."""
     (tmp_path / "mine.py").write_text(MOODY)
@@ -197,6 +198,7 @@ def test_trials_start_in_the_order_of_the_plan_and_a_killed_one_comes_first(tmp_
     assert all(abs(started.index(each) - at) <= 2 for at, each in enumerate(planned)), "two start at once"
 
 
+@pytest.mark.long
 def test_a_trial_that_kills_its_workers_fails_alone(tmp_path: Path) -> None:
     """Again and again, before its first step or later, and it comes first: rows say so, and the others are trained.
 
@@ -364,6 +366,7 @@ def test_a_users_model_is_trained_or_refused(tmp_path: Path) -> None:
     assert sorted(board(tmp_path / "runs" / "shirts").width) == [4, 8]
 
 
+@pytest.mark.long
 def test_a_worker_that_grows_is_replaced(tmp_path: Path) -> None:
     """A model that keeps 1.1 GB for each trial: a fresh worker takes over in time, and no trial is lost."""
     (tmp_path / "hoard.py").write_text(
@@ -383,6 +386,7 @@ def test_a_worker_that_grows_is_replaced(tmp_path: Path) -> None:
     assert table.peak_memory_mb.iloc[-1] < table.peak_memory_mb.max() - 1000
 
 
+@pytest.mark.long
 def test_epochs_that_are_told_together_are_all_told(tmp_path: Path) -> None:
     """As where thousands of trials run: each trial tells its first epoch at once, and the others when it ends."""
     together = (
