@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import boto3
 import keras
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import run_folders
 import tensorflow as tf
 from images import encoded, picture
 from PIL import ExifTags, Image, ImageOps
+from seaweedfs import Seaweedfs
 
 import orchestrator
 from orchestrator.data.image_files import admit
@@ -125,7 +127,7 @@ def test_an_export_says_what_the_run_recorded(to: str, run: Path, tmp_path: Path
 
 @pytest.mark.parametrize("to", ["tflite", "onnx"])
 def test_a_model_of_three_classes_in_half_precision_computes_in_float32(to: str, tmp_path: Path) -> None:
-    """And one whose layers hold constants that are no weights, which tf2onnx alone would ask the user for."""
+    """With constants that are no weights, which tf2onnx would ask the user for, and gelu, which it does not know."""
     for number in range(60):
         path = tmp_path / "data" / "abc"[number % 3] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +137,7 @@ def test_a_model_of_three_classes_in_half_precision_computes_in_float32(to: str,
     try:
         image = keras.Input((*SIZE, 3))
         x = keras.layers.Normalization(mean=[0.4, 0.5, 0.6], variance=[0.04, 0.05, 0.06])(image)
-        x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 5, activation="relu")(x))
+        x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 5, activation="gelu")(x))
         model = keras.Model(image, keras.layers.Dense(3, activation="softmax", dtype="float32")(x))
     finally:
         keras.config.set_dtype_policy("float32")
@@ -143,6 +145,18 @@ def test_a_model_of_three_classes_in_half_precision_computes_in_float32(to: str,
     assert done.check is not None
     assert 0 < done.check.largest < 0.01
     assert done.check.compared == done.check.images > 5
+
+
+@pytest.mark.parametrize("to", ["tflite", "onnx"])
+def test_an_operation_that_a_format_does_not_know_is_named(to: str, photographs: Path, tmp_path: Path) -> None:
+    """In one line, and nothing is written."""
+    image = keras.Input((*SIZE, 3))
+    x = keras.ops.erfinv(keras.layers.GlobalAveragePooling2D()(image) / 2)
+    model = keras.Model(image, keras.layers.Dense(1, activation="sigmoid")(x))
+    winner = write_run(tmp_path / "run", photographs, model)
+    with pytest.raises(BadInput, match=f"must have layers that {to} knows: .*Erfinv"):
+        convert(str(winner), to, str(tmp_path / "export"))
+    assert not (tmp_path / "export").exists()
 
 
 def test_a_savedmodel_takes_files_and_images_of_any_size(run: Path, photographs: Path, tmp_path: Path) -> None:
@@ -199,7 +213,7 @@ def test_photographs_are_turned_in_the_graph_too(order: str) -> None:
 def test_int8_takes_pixels_as_they_are_and_tells_its_loss(run: Path, tmp_path: Path) -> None:
     """A byte for each weight; 8 bits in, and a line that says what they cost."""
     weights = keras.saving.load_model(run / "models" / "best.keras", compile=False).count_params()
-    done = convert(str(run), "tflite", str(tmp_path / "int8"), int8=True)
+    done = orchestrator.open_run(run).best.export("tflite", str(tmp_path / "int8"), int8=True)
     assert done.files["model.tflite"] < 1.3 * weights  # bytes
     taken = tf.lite.Interpreter(str(tmp_path / "int8" / "model.tflite")).get_input_details()[0]
     assert (taken["dtype"], taken["quantization"]) == (np.uint8, (1.0, 0))
@@ -230,6 +244,22 @@ def test_another_model_is_not_taken_for_the_run_s(run: Path, tmp_path: Path, cap
         main(str(other), Format.tflite, str(tmp_path / "export"))
     assert ended.value.code == 1
     assert "have the images changed since?" in capfd.readouterr().err
+
+
+def test_runs_and_exports_may_be_in_buckets(
+    run: Path, seaweedfs: Seaweedfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same files there as in a folder."""
+    for name, value in seaweedfs.env().items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="exports")
+    bucket = open_store("s3://exports/pets")
+    for name in ("best.keras", "best.json", "best-validation.parquet"):
+        bucket.write(f"models/{name}", (run / "models" / name).read_bytes())
+    done = convert("s3://exports/pets", "onnx", "s3://exports/onnx")
+    assert done.check is not None
+    assert done.check.agree == done.check.images
+    assert {o.key: o.size for o in open_store("s3://exports/onnx").list()} == done.files
 
 
 def test_what_cannot_be_exported_is_one_line(

@@ -8,6 +8,7 @@ too, as training did.
 import importlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -141,7 +142,7 @@ def convert(
             except (
                 Exception
             ) as error:  # no list of what the converters raise for layers that they do not know is complete
-                raise BadInput(f"{name} must have layers that {to} knows: {first_line(error)[:300]}") from error
+                raise BadInput(f"{name} must have layers that {to} knows: {_why(error, folder)}") from error
             checked = images.compare(run, encoded=to == "savedmodel") if images and check else None
         (made / _TOLD).write_text(json.dumps(_describe(network, to, int8, checked), indent=1))
         files = {
@@ -162,6 +163,13 @@ def _require(to: str) -> None:
             raise BadInput(
                 f"{to} takes {module}, which is not installed: pip install 'batch-orchestrator[export]'"
             ) from None
+
+
+def _why(error: Exception, folder: Path) -> str:
+    """The operation that a converter names, or the first line of what it says, without names of temporary files."""
+    if named := re.search(r'fused\["(\w+):"', str(error)):
+        return f"{named[1]} is none of its operations"
+    return re.sub(rf"\S*{re.escape(folder.parent.name)}\S*", "it", first_line(error))[:300]
 
 
 def _in_float32(model: keras.Model) -> None:
@@ -484,6 +492,14 @@ def _write_tflite(network: _Network, folder: Path, learnt_from: np.ndarray | Non
     return lambda pixels: runner(**{_PIXELS: pixels})[_SAYS]
 
 
+def _erfc(graph: Any, node: Any, name: str, args: Any) -> None:
+    """1 - Erf: tf2onnx knows no Erfc, of which Keras' gelu is made."""
+    erf = graph.make_node("Erf", node.input, shapes=node.output_shapes, dtypes=node.output_dtypes)
+    one = graph.make_const(f"{name}_one", np.float32(1))
+    node.type, node.domain = "Sub", ""
+    graph.replace_inputs(node, [one.output[0], erf.output[0]])
+
+
 def _write_onnx(network: _Network, folder: Path, learnt_from: np.ndarray | None) -> Run:
     import onnx
     import onnxruntime
@@ -491,7 +507,7 @@ def _write_onnx(network: _Network, folder: Path, learnt_from: np.ndarray | None)
 
     pixels = tf.TensorSpec((None, *network.facts.image_size, 3), tf.uint8, name=_PIXELS)
     says = tf.function(lambda pixels: {_SAYS: network.says(pixels)}, input_signature=[pixels])
-    made, _ = tf2onnx.convert.from_function(says, [pixels], opset=_OPSET)
+    made, _ = tf2onnx.convert.from_function(says, [pixels], opset=_OPSET, custom_op_handlers={"Erfc": (_erfc, [])})
     constants = {inner.name: outer for outer, inner in says.get_concrete_function().graph.captures}
     for taken in [each for each in made.graph.input if each.name in constants]:  # tf2onnx takes them for inputs
         made.graph.input.remove(taken)
