@@ -139,9 +139,7 @@ def convert(
                 run = _WRITERS[to](network, made, learnt_from)
                 if to != "savedmodel":
                     run(np.zeros((1, *facts.image_size, 3), np.uint8))
-            except (
-                Exception
-            ) as error:  # no list of what the converters raise for layers that they do not know is complete
+            except Exception as error:  # no list of what converters raise for what they do not know is complete
                 raise BadInput(f"{name} must have layers that {to} knows: {_why(error, folder)}") from error
             checked = images.compare(run, encoded=to == "savedmodel") if images and check else None
         (made / _TOLD).write_text(json.dumps(_describe(network, to, int8, checked), indent=1))
@@ -434,7 +432,7 @@ def _describe(network: _Network, to: str, int8: bool, check: Check | None) -> di
     files = {"name": _IMAGES, "dtype": "string", "shape": [None], "signature": "serving_default"}
     any_size = {**pixels, "shape": [None, None, None, 3], "signature": _PIXELS}
     inputs: list[dict[str, Any]] = [
-        {**files, "prepare": ["give the bytes of JPEG, PNG, BMP, GIF or opaque WebP files as they are"]},
+        {**files, "prepare": ["give the bytes of JPEG, PNG or opaque WebP files as they are"]},
         {**any_size, "prepare": [*turn, "decode it to RGB of 8 bits", "any size, one size in a batch"]},
     ]
     return {
