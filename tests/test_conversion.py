@@ -182,7 +182,7 @@ def test_pillow_prepares_an_image_as_the_export_says(run: Path, photographs: Pat
         for path in (photographs / "cat" / f"{number}.jpg", photographs / "dog" / f"{number + 1}.jpg"):
             names = {"path": path, "Image": Image, "ImageOps": ImageOps, "np": np}
             exec(line.removeprefix("with Pillow: "), names)
-            ours = decode(*admit(path.read_bytes(), "apply"), SIZE, "bilinear").numpy()
+            ours = decode(*admit(path.read_bytes(), "apply")[:2], SIZE, "bilinear").numpy()
             assert np.abs(names["pixels"].astype(int) - ours).max() <= 1
 
 

@@ -364,7 +364,7 @@ class _Images:
     def _as_served(self, blob: bytes) -> tuple[bytes, bool]:
         """What a SavedModel is given of an image, nothing where it cannot be read; whether that was converted."""
         try:
-            admitted, _ = admit(blob, self.exif)
+            admitted = admit(blob, self.exif).blob
         except Unreadable:
             return b"", False
         taken = blob.startswith(_PNG) or admitted is blob
