@@ -10,6 +10,7 @@ from rich.console import Console
 
 from orchestrator.data.changes import remember
 from orchestrator.display.page import write_page
+from orchestrator.display.serving import serving
 from orchestrator.display.table import as_json
 from orchestrator.driver.lay_out import Options
 from orchestrator.driver.models import finish_models
@@ -72,7 +73,7 @@ def train_grid(spec: Spec, options: Options, console: Console) -> tuple[RunState
         check_server(options.mlflow)
     watch = GridWatch(state, meter)
     try:
-        _complete(state, watch, options.takeover, console)
+        _complete(state, watch, options, console)
         state.raise_if_taken_over()
     except KeyboardInterrupt:  # a second signal
         watch.interrupted = True
@@ -88,17 +89,17 @@ def log_to_mlflow(state: RunState, server: str | None, console: Console) -> None
         console.out(f"mlflow: {plural(logged, 'point')} logged to experiment {name} at {one_line(server)}")
 
 
-def _complete(state: RunState, watch: GridWatch, takeover: bool, console: Console) -> None:
+def _complete(state: RunState, watch: GridWatch, options: Options, console: Console) -> None:
     """Train what remains, if anything does, and then bring tables, models and page up to date."""
     if todo := state.left:
-        _train(state, watch, todo, takeover, console)
+        _train(state, watch, todo, options, console)
         return
     with on_signals(watch.interrupt), contextlib.ExitStack() as held:
-        _take_folder(state, watch, takeover, held, console)
+        _take_folder(state, watch, options.takeover, held, console)
         _finish(state, watch, None, console)
 
 
-def _train(state: RunState, watch: GridWatch, todo: tuple[Trial, ...], takeover: bool, console: Console) -> None:
+def _train(state: RunState, watch: GridWatch, todo: tuple[Trial, ...], options: Options, console: Console) -> None:
     """Train these trials, and write the tables while results arrive."""
     from orchestrator.cluster.connect import connect  # here, so that --plan and a finished run load no Ray
     from orchestrator.cluster.fanout import fan_out
@@ -116,12 +117,14 @@ def _train(state: RunState, watch: GridWatch, todo: tuple[Trial, ...], takeover:
 
         def take_folder(unreadable: Mapping[int, str]) -> None:
             skipped = skipped_files(context.index, unreadable, spec)
-            _take_folder(state, watch, takeover, held, console)
+            _take_folder(state, watch, options.takeover, held, console)
             context.run.write_dataset(dataset_facts(context.index, unreadable, spec))
             context.run.write_index(remember(context.index))
             if skipped:
                 context.run.write_skipped(skipped)
                 console.out(f"{plural(len(skipped), 'file')} left out: listed in skipped.json")
+            if options.serve:
+                console.out(f"the page, while it trains: {held.enter_context(serving(context.run))}")
 
         watch.before_first_trial(take_folder)
         held.enter_context(on_signals(watch.interrupt))

@@ -103,6 +103,7 @@ class GridWatch:
             self.ended(Result(trial_id=trial.id, status="failed", epochs=trial.epochs, error=why))
 
     def over(self) -> bool:
+        self._state.show_if_due(self.progress.as_tree, self.say)
         if self.stop.is_set() or not self._meter.used_up(time.monotonic()):
             return False
         self.budget_used_up = True
