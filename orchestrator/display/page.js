@@ -285,6 +285,7 @@ function filter() {
 // What filters and charts have chosen, in the tables and the charts.
 function showChosen() {
   const list = chosen.filter(isShown);
+  for (const id of ["points", "folded"]) $(id).style.minHeight = brushed ? `${$(id).offsetHeight}px` : ""; // so that charts below stay where they are
   showPoints(list, data.board.shown, rows);
   if (severalDraws) {
     const keys = new Set(list.map(keyOf));

@@ -175,9 +175,9 @@ def _with_running(table: pa.Table, running: Mapping[str, Any]) -> pa.Table:
     """The board as it stands, with what runs by now, and how far that is."""
     rows = table.to_pylist()
     for row in rows:
-        if row["trial_id"] in running and row["status"] in ("pending", "running", "stopped"):
+        if row["trial_id"] in running and row["status"] != "ok":
             history = running[row["trial_id"]]["history"]
-            row["status"], row["rank"], row["stopped_because"] = "running", None, None
+            row |= {"status": "running", "rank": None, "error": None, "stopped_because": None}
             row["epochs_trained"] = history[-1]["epoch"] if history else row["epochs_trained"]
     return pa.Table.from_pylist(rows, schema=table.schema) if running else table
 

@@ -39,6 +39,7 @@ def serving(run: Run) -> Iterator[str]:
     Raises BadInput where there is no board.
     """
     look = Look(run)
+    look.text()
     server = _Server(look)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
     try:
