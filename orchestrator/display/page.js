@@ -1031,8 +1031,9 @@ let isReached = true;
 function sayState() {
   const left = count("pending") + count("running");
   const done = rows.length - left;
-  const state = data.progress ? "running" : left && data.is_over ? `not running: ${many(left, "point")} not trained, which the same grid command goes on with` : left ? "running" : "";
-  const text = live && !state ? "The run has ended" : live && !isReached ? "This page is no longer served: it shows what was last read" : capital(state);
+  const isOver = !data.progress && (data.is_over || !live || !isReached); // a driver that ends still has the run as it writes the last page
+  const state = !left && !data.progress ? "" : isOver ? `not running: ${many(left, "point")} not trained, which the same grid command goes on with` : "running";
+  const text = live && !state ? "The run has ended" : live && !isReached && !isOver ? "This page is no longer served: it shows what was last read" : capital(state);
   const as = state === "running" && !live ? `, as it stood at ${moment(data.written)}` : "";
   if (changed("state", text + as)) $("state").textContent = text + as;
   document.title = live && state === "running" ? `${done}/${rows.length} ${data.name}` : data.name;
