@@ -17,7 +17,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from orchestrator.words import printable
+from orchestrator.documents import document
+from orchestrator.words import last_line, printable
 
 DONE, FAILED, USED_UP, INTERRUPTED = 0, 1, 3, 130
 
@@ -93,6 +94,8 @@ def _take_over(name: str) -> Output | None:
 def run_command(main: Callable[..., None], **settings: Any) -> NoReturn:
     """A module's `main` as a command, from its arguments to its exit status. settings: see typer.Typer.command.
 
+    With --json, whatever ends it before it has printed a document is one: bad input, Ctrl-C, a bug.
+
     Whoever reads what it prints may leave: it goes on in silence. Where a disk is full it goes on as well, and fails in
     the end, unless it called end_whoever_reads.
 
@@ -107,21 +110,40 @@ def run_command(main: Callable[..., None], **settings: Any) -> NoReturn:
     output, _ = _take_over("stdout"), _take_over("stderr")
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(**settings)(main)
-    status = 1
+    status, why = 1, None
     try:
         try:
             app()
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        except BaseException:
+            why = end.__context__  # None where the command came to its end, whatever that was
+        except BaseException as bug:
+            why = bug
             for line in traceback.format_exc().splitlines():
                 print(printable(line), file=sys.stderr)
+        if why and status and "--json" in sys.argv:
+            print(_error_document(why, status))
         sys.stdout.flush()
         if output and output.lost and output.is_all and not isinstance(output.lost, BrokenPipeError):
             say_error(f"stdout must take what is written to it: {output.lost.strerror}")
             status = status or 2
     finally:
         exit_at_once(status)
+
+
+def _error_document(why: BaseException, status: int) -> str:
+    """See docs/json.md. why: what ended the command, or what Typer makes of it."""
+    if status == INTERRUPTED:
+        return error_document("interrupted", "interrupted", status)
+    if status == 2:
+        say = getattr(why, "format_message", None)  # Typer's, of arguments
+        return error_document("bad_input", say() if say else str(why), status)
+    return error_document("bug", last_line(why), status)
+
+
+def error_document(type: str, message: str, status: int) -> str:
+    """The document of a command that cannot give the one it was asked for."""
+    return document("error", error={"type": type, "message": message, "exit_status": status})
 
 
 def exit_at_once(status: int) -> NoReturn:

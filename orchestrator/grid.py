@@ -12,11 +12,18 @@ import typer
 from orchestrator.driver.lay_out import Options
 from orchestrator.driver.line import orchestrate
 from orchestrator.driver.signals import on_signals
-from orchestrator.errors import INTERRUPTED, end_whoever_reads, exit_at_once, exit_on_bad_input, run_command
+from orchestrator.errors import (
+    INTERRUPTED,
+    end_whoever_reads,
+    error_document,
+    exit_at_once,
+    exit_on_bad_input,
+    run_command,
+)
 from orchestrator.runs.checkpoints import KeepCheckpoints
 from orchestrator.runs.folder import KeepModels
 from orchestrator.spec.reading import read_spec
-from orchestrator.terminal import make_console
+from orchestrator.terminal import make_console, write
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # Ctrl-C during the imports ends without a traceback
@@ -35,7 +42,7 @@ def main(
     output: Annotated[str | None, typer.Option(metavar="URI", help="Where the run folder goes.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run and its folder.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be trained, and train nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan or the leaderboard as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document: see docs/json.md.")] = False,
     share_epochs: Annotated[bool, typer.Option(help="Points that differ only in epochs share one trial.")] = True,
     takeover: Annotated[bool, typer.Option("--takeover", help="Take the run over from another driver.")] = False,
     keep: Annotated[
@@ -67,6 +74,8 @@ def main(
         try:
             make_console(stderr=as_json).show_cursor()  # the live table hides it
             say_how_to_go_on()
+            if as_json:
+                write(error_document("interrupted", "interrupted before it came to its end", INTERRUPTED))
         finally:  # also if the line cannot be printed, or at a second signal
             exit_at_once(INTERRUPTED)
 

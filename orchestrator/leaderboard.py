@@ -25,12 +25,13 @@ def main(
     sort: Annotated[str | None, typer.Option(help="Column to order by, instead of rank.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Show only the first N rows.")] = None,
     format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document: see docs/json.md.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh it until the run ends, or Ctrl-C.")] = False,
 ) -> None:
     """Print the leaderboard of any run, a running one too."""
     view = View(tuple(where_ or ()), by_config_, effects_, classes_, compare_, sort, top)
     with exit_on_bad_input():
-        print_board(runs, view, format, watch)
+        print_board(runs, view, format, watch, as_json)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Machine: how many CPUs and how much memory this process may use, whatever confines it: taskset, a container, a job.
 
+And what these CPUs are quick at.
+
 Pure, but for reading /proc and /sys.
 """
 
@@ -41,6 +43,15 @@ def free_mb(proc: Path = _PROC, groups: Path = _GROUPS) -> float:
                 most, taken = (int((folder / name).read_text()) for name in (limit, used))
                 free.append(most - taken + _figures(folder / "memory.stat").get(cache, 0))
     return max(0.0, min(free)) / 1e6
+
+
+def has_bfloat16(proc: Path = _PROC) -> bool:
+    """Whether its CPUs multiply bfloat16 themselves; where they do not, it takes many times as long as float32."""
+    try:
+        words = set((proc / "cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(words & {"amx_bf16", "avx512_bf16", "bf16"})
 
 
 def _control_groups(controller: str, proc: Path, groups: Path) -> Iterator[Path]:

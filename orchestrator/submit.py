@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from orchestrator.cluster.submit import submit
+from orchestrator.documents import document
 from orchestrator.errors import BadInput, exit_on_bad_input, run_command
 from orchestrator.spec.reading import read_spec
+from orchestrator.terminal import write
 
 
 def main(
@@ -21,6 +23,7 @@ def main(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="As for the grid.")] = None,
     data: Annotated[str | None, typer.Option(metavar="URI", help="As for the grid.")] = None,
     output: Annotated[str | None, typer.Option(metavar="URI", help="As for the grid.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document: see docs/json.md.")] = False,
 ) -> None:
     """Train a grid on a cluster. Ctrl-C leaves it running; the same command again is the resume.
 
@@ -33,7 +36,12 @@ def main(
         shortcuts = {"data.uri": data, "output": output}
         changes = [*(set_ or []), *(f"{k}={json.dumps(v)}" for k, v in shortcuts.items() if v is not None)]
         arguments = [word for change in changes for word in ("--set", change)] + context.args
-        raise SystemExit(submit(read_spec(path, changes), path, arguments, address))
+        read = read_spec(path, changes)
+        job, status = submit(read, path, arguments, address, as_json)
+    if as_json:
+        run = f"{read.output.rstrip('/')}/{read.name}"
+        write(document("job", job=job, address=address, run=run, exit_status=status))
+    raise SystemExit(status)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ def test_an_open_run(shirts: Path) -> None:
     assert run.verdict is not None
     assert repr(run.verdict).startswith(f"best: {run.verdict.values.best.label}, val_accuracy 0.")
     assert repr(run.verdict) in repr(run)
+    assert "train others with seeds=[" in repr(run.verdict)  # not with --set, as the command says
     assert set(run.board.effects()["axis"]) == {"batch_size", "epochs"}
     assert run.board.by_config()["verdict"][0] == "best"
     curves = run.plot.curves("val_loss")

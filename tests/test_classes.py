@@ -42,8 +42,14 @@ def test_a_person_reads_an_interval_and_a_confusion_as_one_cell():
     assert table["most_taken_for"].to_pylist() == ["dog (3)", "dog (1)", None, None]
 
 
-def shown(folder: Path, capsys: pytest.CaptureFixture[str], format: Format, **view: object) -> str:
-    print_board([str(folder)], View(classes=True, **view), format, watch=False)
+def shown(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    format: Format = Format.table,
+    as_json: bool = False,
+    **view: object,
+) -> str:
+    print_board([str(folder)], View(classes=True, **view), format, watch=False, as_json=as_json)
     return capsys.readouterr().out
 
 
@@ -59,7 +65,7 @@ def test_the_command_shows_the_classes_of_the_winner(tmp_path: Path, capsys: pyt
     assert note.startswith("the winner: batch_size=64; its answers on 30 validation images, with 95% intervals")
     rows = list(csv.DictReader(io.StringIO(shown(tmp_path / "cats", capsys, Format.csv, top=1))))
     assert [(row["class"], row["taken"]) for row in rows] == [("cat", "2")]
-    rows = json.loads(shown(tmp_path / "cats", capsys, Format.json, where=("class=dog",)))
+    rows = json.loads(shown(tmp_path / "cats", capsys, as_json=True, where=("class=dog",)))["rows"]
     assert [(row["class"], row["taken_for"], row["images"]) for row in rows] == [("dog", "cat", 15)]
     assert shown(tmp_path / "cats", capsys, Format.markdown).startswith("| class | images | recall | recall_low |")
 

@@ -27,8 +27,8 @@ SMALL = "grid={batch_size: [64], epochs: [1]}"
 
 def shown(uri: str) -> list[dict]:
     """The rows that the leaderboard command prints."""
-    line = [sys.executable, "-m", "orchestrator.leaderboard", uri, "--format", "json"]
-    return json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    line = [sys.executable, "-m", "orchestrator.leaderboard", uri, "--json"]
+    return json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)["rows"]
 
 
 def printed(run: Path) -> str:
@@ -121,7 +121,7 @@ def test_the_same_command_again_trains_nothing(shirts: Path, tmp_path: Path) -> 
     before = results(run)
     again = grid("--set", "grid={batch_size: [32, 64], epochs: [1, 2]}", "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert [row["point_id"] for row in json.loads(again.stdout)] == list(board(shirts).point_id)
+    assert [row["point_id"] for row in json.loads(again.stdout)["rows"]] == list(board(shirts).point_id)
     assert results(run) == before
     assert not (run / "owner.json").exists()
 

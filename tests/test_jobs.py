@@ -77,7 +77,7 @@ def test_a_spec_is_trained_shrunk(name: str, folder: Path, tmp_path: Path) -> No
     """Every point is ok, and the winner's model is there."""
     done = grid(str(shrunk(ROOT / "jobs" / name, tmp_path)), "--json", *places(folder, name))
     assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)
+    rows = json.loads(done.stdout)["rows"]
     assert {row["status"] for row in rows} == {"ok"}
     assert len(rows) == (3 if name == "notebook.yaml" else 2)
     run = folder / "runs" / yaml.safe_load((ROOT / "jobs" / name).read_text())["name"]

@@ -16,7 +16,7 @@ ROOT = Path(orchestrator.__file__).parent
 # From the ground up: a wing imports itself and those above it in this list. What stands on one line does not know
 # the others of that line. A file of the package's own folder is a wing of its own; those not named here are doors.
 FLOORS = [
-    {"words"},
+    {"words", "documents"},
     {"errors", "metrics", "terminal", "scratch", "machine"},
     {"store"},
     {"spec"},
@@ -44,7 +44,7 @@ OWNERS = {  # library -> the wings and files that may import it at all
     "filelock": {"data.arrays"},
     "pillow_heif": {"data.image_files"},
 }
-PURE = ("spec", "plans", "board", "race", "words", "errors", "metrics", "runs.result", "runs.threshold")
+PURE = ("spec", "plans", "board", "race", "words", "documents", "errors", "metrics", "runs.result", "runs.threshold")
 IO = {"ray", "tensorflow", "keras", "boto3", "botocore", "obstore", "tensorboardX", "mlflow", "typer", "rich"}
 ROOMS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")

@@ -28,7 +28,8 @@ from orchestrator.board.table import COLUMNS, SCHEMA_VERSION, build_board, build
 from orchestrator.board.views import by_config, compare_runs, effects, sort_board, verdict, where
 from orchestrator.display import leaderboard as room
 from orchestrator.display.opening import read_board
-from orchestrator.display.table import as_csv, as_json, as_markdown, as_rich
+from orchestrator.display.table import as_csv, as_markdown, as_rich
+from orchestrator.documents import document
 from orchestrator.errors import BadInput
 from orchestrator.plans.forecast import Counts
 from orchestrator.plans.points import Plan, make_plan
@@ -342,7 +343,7 @@ def test_csv_and_json_give_hostile_text_back_unchanged():
     board = failed_board(HOSTILE)
     (row,) = csv.DictReader(io.StringIO(as_csv(board), newline=""))
     assert row["error"] == row["note"] == HOSTILE
-    (row,) = json.loads(as_json(board))
+    (row,) = json.loads(document("x", rows=board.to_pylist()))["rows"]
     assert row["error"] == row["note"] == HOSTILE
 
 
@@ -354,7 +355,7 @@ def test_no_text_breaks_a_format(text):
     assert len(as_markdown(board).splitlines()) == 3
     (row,) = csv.DictReader(io.StringIO(as_csv(board), newline=""))
     assert row["error"] == text
-    assert json.loads(as_json(board))[0]["error"] == text
+    assert json.loads(document("x", rows=board.to_pylist()))["rows"][0]["error"] == text
     assert "\x1b" not in printed(board)
 
 
@@ -407,8 +408,8 @@ def test_the_command_sorts_cuts_and_writes_other_formats(folder: str):
     assert (done.returncode, done.stderr) == (0, "")
     (row,) = csv.DictReader(io.StringIO(done.stdout))
     assert (row["batch_size"], row["val_loss"], row["rank"]) == ("5", "0.5", "2")
-    done = leaderboard(f"{folder}/leaderboard.parquet", "--top", "2", "--format", "json")
-    assert [row["rank"] for row in json.loads(done.stdout)] == [1, 2]
+    done = leaderboard(f"{folder}/leaderboard.parquet", "--top", "2", "--json")
+    assert [row["rank"] for row in json.loads(done.stdout)["rows"]] == [1, 2]
     done = leaderboard(folder, "--format", "markdown")
     assert done.stdout.splitlines()[0].startswith("| rank | status | batch_size | seed | score | val_accuracy |")
     assert len(done.stdout.splitlines()) == 5
@@ -648,8 +649,8 @@ def test_the_command_shows_the_views(seeded: str, folder: str):
     done = leaderboard(seeded)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\nbest: batch_size=5 dropout=0.0 epochs=1, val_accuracy 0.8500" in done.stdout
-    done = leaderboard(seeded, "--by-config", "--where", "dropout=0.5", "--sort", "batch_size", "--format", "json")
-    assert [(row["batch_size"], row["rank"]) for row in json.loads(done.stdout)] == [(5, 1), (10, 2)]
+    done = leaderboard(seeded, "--by-config", "--where", "dropout=0.5", "--sort", "batch_size", "--json")
+    assert [(row["batch_size"], row["rank"]) for row in json.loads(done.stdout)["rows"]] == [(5, 1), (10, 2)]
     done = leaderboard(seeded, "--effects")
     assert done.stdout.splitlines()[1].split() == ["batch_size", "80.0%", "5", "0.7500", "0.1414", "2"]
     done = leaderboard("--compare", seeded, folder, "--top", "1", "--format", "csv")

@@ -72,6 +72,23 @@ def test_what_control_groups_grant(
     assert machine.free_mb(proc, groups) / 1000 == pytest.approx(free_gb, rel=0.001)
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "has"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16 clflushopt\n", True),
+        ("flags\t\t: fpu amx_bf16 amx_tile\n", True),
+        ("Features\t: fp asimd i8mm bf16\n", True),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni\n", False),
+        (None, False),  # not on Linux
+    ],
+)
+def test_which_cpus_are_quick_at_bfloat16(tmp_path: Path, cpuinfo: str | None, has: bool) -> None:
+    """The others imitate it: a calibration that nobody waits for."""
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert machine.has_bfloat16(tmp_path) is has
+
+
 def test_a_bound_process_has_the_cores_that_it_is_bound_to() -> None:
     """As `taskset -c 0` binds it, and batch systems do."""
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"

@@ -47,7 +47,7 @@ def test_a_finished_run_is_read(cwd: Path) -> None:
     """Plan, leaderboard, report and predictions, all without training."""
     plan = json.loads(run(cwd, "grid", "finished.yaml", "--plan", "--json"))
     assert plan["standing"] == {"done": 4, "missing": 0, "new": 0}
-    rows = json.loads(run(cwd, "leaderboard", "runs/finished", "--format", "json"))
+    rows = json.loads(run(cwd, "leaderboard", "runs/finished", "--json"))["rows"]
     assert [(row["rank"], row["val_accuracy"]) for row in rows] == [
         (1, 0.8375),
         (2, 0.8375),
@@ -57,7 +57,7 @@ def test_a_finished_run_is_read(cwd: Path) -> None:
     assert "val_accuracy" in run(cwd, "leaderboard", "runs/finished", "--effects")
     assert run(cwd, "report", "runs/finished").strip().endswith("report.html")
     (cwd / "a.png").write_bytes(pq.read_table(cwd / "shirts" / "train.parquet")["image"][0]["bytes"].as_py())
-    (row,) = json.loads(run(cwd, "predict", "runs/finished", "a.png", "--format", "json"))
+    (row,) = json.loads(run(cwd, "predict", "runs/finished", "a.png", "--json"))["images"]
     assert row["class"] in ("shirt", "t-shirt")
 
 

@@ -17,7 +17,7 @@ from test_trial import new_worker
 
 import orchestrator
 from orchestrator.board.estimates import wilson
-from orchestrator.display.predictions import Format, print_predictions
+from orchestrator.display.predictions import Format, as_rows, predictions_tree, print_predictions
 from orchestrator.errors import BadInput
 from orchestrator.runs.result import Exported, Threshold
 from orchestrator.store import open_store
@@ -44,9 +44,9 @@ def pictures(shirts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_exported_model_says_what_it_said_in_training(shirts: Path, pictures: Path) -> None:
     """For every validation image the recorded probabilities, and so the accuracy on the board."""
-    done = predict(str(shirts), str(pictures), "--format", "json", "--labelled", cwd=shirts)
+    done = predict(str(shirts), str(pictures), "--json", "--labelled", cwd=shirts)
     assert done.returncode == 0, done.stderr
-    says = {row["path"].removeprefix(f"{pictures}/"): row for row in json.loads(done.stdout)}
+    says = {row["path"].removeprefix(f"{pictures}/"): row for row in json.loads(done.stdout)["images"]}
     recorded = pq.read_table(shirts / "models" / "best-validation.parquet").to_pylist()
     assert set(says) == {row["path"] for row in recorded}
     for row in recorded:
@@ -56,8 +56,8 @@ def test_the_exported_model_says_what_it_said_in_training(shirts: Path, pictures
         assert found["probability"] == max(found["probabilities"].values())
     right = np.mean([row["label"] == row["predicted"] for row in recorded])
     low, high = wilson(right * len(recorded), len(recorded))
-    told = f"on {len(recorded)} labelled images: accuracy {right:.4f} (95%: {low:.4f} to {high:.4f})"
-    assert done.stderr.split("\n")[1] == told
+    figures = json.loads(done.stdout)["labelled"]["figures"]["accuracy"]
+    assert [figures[name] for name in ("value", "low", "high")] == pytest.approx([right, low, high])
     board = pq.read_table(shirts / "leaderboard.parquet").slice(0, 1).to_pylist()[0]
     facts = json.loads((shirts / "models" / "best.json").read_text())
     assert right == pytest.approx(board["val_accuracy"])
@@ -107,8 +107,7 @@ def test_the_threshold_of_the_model_decides_and_is_told(shirts: Path, capsys: py
     found = [("a.png", np.array([0.6, 0.4], np.float32)), ("b.png", np.array([0.64, 0.36], np.float32))]
     for facts_of, says, threshold in ((lower, ["t-shirt", "shirt"], 0.37), (facts, ["shirt", "shirt"], 0.5)):
         facts_of = facts_of if threshold != 0.5 else facts_of.model_copy(update={"threshold": None})
-        print_predictions(found, facts_of, Format.json)
-        rows = json.loads(capsys.readouterr().out)
+        rows = as_rows(found, facts_of)
         assert [(row["class"], row["threshold"]) for row in rows] == [(name, threshold) for name in says]
         print_predictions(found, facts_of, Format.csv)
         printed = capsys.readouterr()
@@ -157,12 +156,11 @@ def test_labels_stand_beside_what_is_said(shirts: Path, capsys: pytest.CaptureFi
     facts = facts.model_copy(update={"metric": "val_f1", "threshold": None})
     found = [(f"{i}.png", np.array([1 - p, p], np.float32)) for i, p in enumerate([0.1, 0.9, 0.8, 0.2])]
     labels = ["shirt", "t-shirt", "t-shirt", "t-shirt"]
-    for form in (Format.json, Format.csv):
-        print_predictions(found, facts, form, labels)
-        printed = capsys.readouterr()
-        rows = json.loads(printed.out) if form is Format.json else [*csv.DictReader(io.StringIO(printed.out))]
+    print_predictions(found, facts, Format.csv, labels)
+    printed = capsys.readouterr()
+    for rows in (predictions_tree(found, facts, labels)["images"], [*csv.DictReader(io.StringIO(printed.out))]):
         assert [row["label"] for row in rows] == labels
-        assert "on 4 labelled images: accuracy 0.7500 (95%: 0.3006 to 0.9544); f1 0.8000 (95%: " in printed.err
+    assert "on 4 labelled images: accuracy 0.7500 (95%: 0.3006 to 0.9544); f1 0.8000 (95%: " in printed.err
 
 
 @pytest.mark.slow

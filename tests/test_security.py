@@ -111,7 +111,7 @@ def test_a_checkpoint_that_would_unpack_to_more_is_refused():
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="tells listeners by /proc, which is Linux'")
 def test_ray_on_a_laptop_listens_on_loopback_alone(tmp_path: Path):
-    """Nobody on the same network reaches the Ray of this machine alone; and it asks for a token besides."""
+    """Nobody on the same network reaches the Ray of this machine alone; it asks for a token, and has no idle parts."""
     code = """
 import json, os
 from pathlib import Path
@@ -131,16 +131,20 @@ def marked(pid):
         return False
 
 with connect(Resources()):
-    found = [a for p in Path("/proc").iterdir() if p.name.isdecimal() and marked(p.name) for a in listeners(p.name)]
-print(json.dumps([found, os.environ.get("RAY_AUTH_MODE")]))
+    here = [p.name for p in Path("/proc").iterdir() if p.name.isdecimal() and marked(p.name)]
+    found = [address for pid in here for address in listeners(pid)]
+    commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in here]
+print(json.dumps([found, commands, os.environ.get("RAY_AUTH_MODE")]))
 """
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env["ORCHESTRATOR_TEST_MARK"] = os.urandom(8).hex()
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=env, text=True, capture_output=True, check=True
     )
-    addresses, mode = json.loads(ran.stdout.splitlines()[-1])
-    assert len(addresses) > 4
+    addresses, commands, mode = json.loads(ran.stdout.splitlines()[-1])
+    assert len(addresses) >= 4
+    assert any("raylet" in command for command in commands)
+    assert not any("dashboard.py" in command or "monitor.py" in command for command in commands)
     assert set(addresses) <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
     assert mode == "token"
 

@@ -169,7 +169,7 @@ NOT_YAML = [
     ("name: a\ndata: {uri: x,\n  uri: y}", "line 3 column 3: the key 'uri' stands twice: keep one"),
     ("name: a\nname: b", "line 2 column 1: the key 'name' stands twice"),
     ("grid:\n  1: [2]", "line 2 column 3: a key must be a text, got 1: put it in quotes"),
-    ("grid:\n  on: [2]", "line 2 column 3: a key must be a text, got on: put it in quotes"),
+    ("grid:\n  off: [2]", "line 2 column 3: a key must be a text, got off: put it in quotes"),
     ("? [a]\n: 1", "line 1 column 3: a key must be a text, got a sequence"),
     ("a: !!python/object:os.system x", "line 1 column 4: the tag 'tag:yaml.org,2002:python/object:os.system' has no"),
     ("a: !!bool maybe", "line 1 column 4: the tag"),

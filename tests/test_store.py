@@ -78,6 +78,15 @@ class TestContract:
         assert store.read("a") == bytes([19])
         assert len(set(versions)) == 20
 
+    def test_lines_are_added(self, store: Store) -> None:
+        """To none, to whole ones, and after one that was cut short."""
+        store.append_lines("a/b.jsonl", b"1\n2\n")
+        store.append_lines("a/b.jsonl", b"3\n")
+        assert store.read("a/b.jsonl") == b"1\n2\n3\n"
+        store.write("a/b.jsonl", b"1\n{")
+        store.append_lines("a/b.jsonl", b"4\n")
+        assert store.read("a/b.jsonl") == b"1\n{\n4\n"
+
     def test_deletes_many_at_once(self, store: Store) -> None:
         """More than are in flight; those that are not there are no trouble, and others stay."""
         for i in range(50):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,10 @@ class OpenRun:
 
 def _say(board: pa.Table, history: pa.Table, predictions: pa.Table | None) -> SaidVerdict | None:
     found = verdict(board, history, predictions)
-    return SaidVerdict(found, [*map(printable, sentences(found))]) if found else None
+    if found is None:
+        return None
+    said = (re.sub(r'--set "(.*?)"', r"\1", line) for line in sentences(found))  # an option is an argument here
+    return SaidVerdict(found, [*map(printable, said)])
 
 
 @dataclass(frozen=True, repr=False)

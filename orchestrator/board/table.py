@@ -10,7 +10,7 @@ import pyarrow as pa
 from orchestrator.metrics import METRICS, recorded, shown
 from orchestrator.plans.forecast import price
 from orchestrator.plans.points import Plan, Point
-from orchestrator.runs.result import Result, best_epoch, ranked_by, read_off, restores_best, score, what_ranks
+from orchestrator.runs.result import Epoch, Result, best_epoch, ranked_by, read_off, restores_best, score, what_ranks
 from orchestrator.spec.sections import Spec
 from orchestrator.words import plain
 
@@ -187,8 +187,6 @@ def _figures(spec: Spec, point: Point, result: Result) -> dict[str, Any]:
     read = read_off(history, restores)
     best = ranked_by(history, restores, spec.metric) if restores else best_epoch(history, metric.recorded)
     train_s = sum(epoch.train_s for epoch in history)
-    worker_s = train_s + sum(epoch.validate_s for epoch in history)
-    usd = price(spec.resources, result.node_type)
     for each in map(METRICS.__getitem__, shown("board")):
         epoch = best_epoch(history, each.best_of) if each.best_of else read
         row[each.name] = epoch.metrics.get(each.recorded)
@@ -198,8 +196,25 @@ def _figures(spec: Spec, point: Point, result: Result) -> dict[str, Any]:
         "epochs_trained": len(history),
         "train_s": train_s,
         "images_per_s": sum(epoch.images_per_s * epoch.train_s for epoch in history) / train_s if train_s else None,
-        "cost_usd": None if usd is None else worker_s / 3600 * usd * (result.node_share or 1.0),
+        "cost_usd": _cost_usd(spec, result, history),
     }
+
+
+def _cost_usd(spec: Spec, result: Result, history: Sequence[Epoch]) -> float | None:
+    usd = price(spec.resources, result.node_type)
+    worker_s = sum(epoch.train_s + epoch.validate_s for epoch in history)
+    return None if usd is None else worker_s / 3600 * usd * (result.node_share or 1.0)
+
+
+def cost_usd(spec: Spec, plan: Plan, results: Mapping[str, Result]) -> float | None:
+    """What the trials of the plan have cost so far while they trained and validated, each counted once.
+
+    None where a node has no known price. What was trained and lost as a worker died is not in it.
+    """
+    own = [results[trial.id] for trial in plan.trials if trial.id in results]
+    costs = [_cost_usd(spec, result, result.history) for result in own]
+    known = [cost for cost in costs if cost is not None]
+    return sum(known) if known and len(known) == len(costs) else None
 
 
 def _type(values: Sequence[Any]) -> pa.DataType:

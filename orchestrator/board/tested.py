@@ -1,6 +1,7 @@
 """Tested: what the winner reaches on the test images, and how sure that is. Pure."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,10 +56,19 @@ def describe_test(tested: Tested) -> str:
 
 def describe_judged(judged: pa.Table, facts: Exported) -> str:
     """The accuracy, and the metric of the run, on images with labels; decided as `predict` does. judged: see above."""
+    figures = judge_labelled(judged, facts)["figures"]
+    said = (_say(f"val_{name}", (each["value"], each["low"], each["high"])) for name, each in figures.items())
+    return f"on {judged.num_rows:,} labelled images: {'; '.join(said)}"
+
+
+def judge_labelled(judged: pa.Table, facts: Exported) -> dict[str, Any]:
+    """The same as plain values: how many images, and each metric with its 95% interval."""
     found = _predictions(judged, facts)
-    metrics = dict.fromkeys(["val_accuracy", _of_validation(facts.metric)])
-    figures = "; ".join(_say(metric, _interval(metric, found)) for metric in metrics)
-    return f"on {len(found.labels):,} labelled images: {figures}"
+    figures = {}
+    for metric in dict.fromkeys(["val_accuracy", _of_validation(facts.metric)]):
+        value, low, high = _interval(metric, found)
+        figures[metric.removeprefix("val_")] = {"value": value, "low": low, "high": high}
+    return {"images": judged.num_rows, "figures": figures}
 
 
 def _say(metric: str, figures: tuple[float, float, float]) -> str:

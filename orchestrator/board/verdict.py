@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +67,23 @@ class Verdict:
         """The others that may be the best."""
         pairs = zip(self.ranked[1:], self.comparison.each[1:], strict=True)
         return tuple(other for other, compared in pairs if compared.may_be_best)
+
+    def tree(self) -> dict[str, Any]:
+        """As plain values, for JSON: see docs/json.md."""
+        pairs = zip(self.ranked, self.comparison.each, strict=True)
+        return {
+            "best": self._tree(self.best, 0.0),
+            "may_be_best": [self._tree(each, by.behind_by) for each, by in pairs if by.may_be_best][1:],
+            "costs_at_most": self.comparison.costs,
+            "costs_at_most_here": self.comparison.costs_here,
+            "no_better_than_one_answer": self.no_better,
+            "overfits_from_epoch": self.overfitting.epoch if self.overfitting else None,
+            "configurations": self.asked,
+        }
+
+    def _tree(self, each: Configuration, behind_by: float) -> dict[str, Any]:
+        score = {"score": each.score.mean, "score_half_width": each.score.half_width, "behind_by": behind_by}
+        return {"values": dict(each.values), **score, "draws": each.score.count, "epochs": each.epochs}
 
     @property
     def no_better(self) -> bool:

@@ -102,7 +102,7 @@ def _start_ray(address: str, cpus: int) -> Path:
     try:
         if address:
             wait_for(patches.find_cluster() if address == "auto" else address)
-        with patches.own_signals(), _or_end(address) if address else contextlib.nullcontext():
+        with patches.own_signals(), _or_end(address) if address else patches.without_bystanders():
             context: Any = ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         what = f"the Ray at RAY_ADDRESS {address} must let this command join" if address else "Ray must start here"

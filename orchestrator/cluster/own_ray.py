@@ -42,6 +42,8 @@ def settings(cpus: int) -> dict[str, Any]:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # or Ray writes one into the home folder
     folder = _folder()
     own = {"include_dashboard": False, "num_cpus": cpus, "_temp_dir": str(folder)}
+    # or two processes start for each CPU: one before there is a trial, and one for the trial
+    own["_system_config"] = {"prestart_worker_first_driver": False}
     return own if os.access("/dev/shm", os.W_OK) else own | {"_plasma_directory": str(folder.parent)}
 
 

@@ -18,11 +18,11 @@ from orchestrator.terminal import make_console
 EXCLUDES = [".git", ".venv", "venv", "runs", "build", "dist", "__pycache__", "*.egg-info", "tests", "infra"]
 
 
-def submit(spec: Spec, path: str, arguments: Sequence[str], address: str) -> int:
-    """Run a grid as a job on the cluster at `address`, its dashboard. Returns the grid's exit status.
+def submit(spec: Spec, path: str, arguments: Sequence[str], address: str, to_stderr: bool = False) -> tuple[str, int]:
+    """Run a grid as a job on the cluster at `address`, its dashboard. Returns the job's id and the grid's exit status.
 
     path: the spec's, from the current folder, which goes along. arguments: further ones of orchestrator.grid.
-    Raises BadInput.
+    to_stderr: where what the job prints goes, in place of stdout. Raises BadInput.
     """
     if not re.fullmatch(r"https?://[^\s/]+(/.*)?", address):
         raise BadInput(
@@ -30,7 +30,7 @@ def submit(spec: Spec, path: str, arguments: Sequence[str], address: str) -> int
             f"{address or 'nothing'}: give it, or set RAY_API_SERVER_ADDRESS"
         )
     job = f"{spec.name.replace('.', '-')}-{secrets.token_hex(4)}"
-    return follow(command(spec, path, arguments, job), job, address)
+    return job, follow(command(spec, path, arguments, job), job, address, to_stderr)
 
 
 def command(spec: Spec, path: str, arguments: Sequence[str], job: str) -> list[str]:
@@ -52,7 +52,7 @@ def command(spec: Spec, path: str, arguments: Sequence[str], job: str) -> list[s
     return [*head, "--", "python", "-m", "orchestrator.grid", path, *arguments]
 
 
-def follow(line: list[str], job: str, address: str) -> int:
+def follow(line: list[str], job: str, address: str, to_stderr: bool = False) -> int:
     """Submit, show what the job prints, and return its exit status: the grid's own, 130 where it was stopped."""
     ray = str(Path(sys.executable).with_name("ray"))
     env = {**os.environ, "RAY_API_SERVER_ADDRESS": address, "NO_COLOR": "1"}
@@ -60,7 +60,7 @@ def follow(line: list[str], job: str, address: str) -> int:
     if env.get("RAY_AUTH_TOKEN") or token.is_file():
         env.setdefault("RAY_AUTH_MODE", "token")
     # in a session of its own, Ctrl-C does not reach it: it is ended when there is something to say
-    follower = subprocess.Popen([ray, *line], env=env, start_new_session=True)
+    follower = subprocess.Popen([ray, *line], env=env, stdout=2 if to_stderr else None, start_new_session=True)
     try:
         status = follower.wait()
     except KeyboardInterrupt:

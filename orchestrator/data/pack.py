@@ -15,6 +15,7 @@ import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -84,8 +85,8 @@ def _given(index: Index) -> np.ndarray:
     return np.where(np.isin(part, index.given), part, TRAINING)
 
 
-def pack(src: Store, dst: Store, shard_mb: int, skip_bad: bool, console: Console) -> None:
-    """Write the shards that DST lacks, one at a time. Raises BadInput."""
+def pack(src: Store, dst: Store, shard_mb: int, skip_bad: bool, console: Console) -> dict[str, Any]:
+    """Write the shards that DST lacks, one at a time. Returns what is there now: see docs/json.md. Raises BadInput."""
     began = time.monotonic()
     index = _images(src, dst, skip_bad)
     shards = lay_out(index, shard_mb * MB)
@@ -119,6 +120,16 @@ def pack(src: Store, dst: Store, shard_mb: int, skip_bad: bool, console: Console
         f"{plural(len(index), 'image')}, {plural(len(shards), 'shard')}, {_mb(objects)}, "
         f"{time.monotonic() - began:.1f} s: python -m orchestrator.grid SPEC --data {shlex.quote(dst.uri)}"
     )
+    return {
+        "source": src.uri,
+        "destination": dst.uri,
+        "images": len(index),
+        "classes": list(index.classes),
+        "size_bytes": sum(o.size for o in objects),
+        "shards": [shard.key for shard in shards],
+        "written": [shard.key for shard in missing],
+        "left_out": [{"path": key, "reason": reason} for key, reason in index.bad],
+    }
 
 
 def encode(index: Index, shard: Shard, blobs: Iterator[bytes]) -> bytes:

@@ -13,10 +13,12 @@ from rich.text import Text
 from orchestrator.board.classes import for_reading
 from orchestrator.board.sentences import sentences
 from orchestrator.board.table import facts
+from orchestrator.board.verdict import Verdict
 from orchestrator.board.views import by_config, compare_runs, effects, sort_board, verdict, where
 from orchestrator.display.opening import open_run, read_board, read_history, read_predictions, read_shared, run_names
-from orchestrator.display.table import as_csv, as_json, as_markdown, as_rich
-from orchestrator.display.winner import read_winner, say_test
+from orchestrator.display.table import as_csv, as_markdown, as_rich, board_tree
+from orchestrator.display.winner import read_test, read_winner, say_test
+from orchestrator.documents import document
 from orchestrator.errors import BadInput
 from orchestrator.runs.folder import VALIDATION
 from orchestrator.runs.lease import Vigil
@@ -29,7 +31,6 @@ _REFRESH_S = 2.0
 class Format(StrEnum):
     table = "table"
     csv = "csv"
-    json = "json"
     markdown = "markdown"
 
 
@@ -53,8 +54,8 @@ class View:
     top: int | None = None
 
 
-def print_board(runs: list[str], view: View, format: Format, watch: bool) -> None:
-    """Print the board of these runs.
+def print_board(runs: list[str], view: View, format: Format, watch: bool, as_json: bool = False) -> None:
+    """Print the board of these runs. as_json: as one document, whatever the format.
 
     watch: again and again until no point is pending or running, no driver is at work on them, or Ctrl-C.
 
@@ -67,25 +68,43 @@ def print_board(runs: list[str], view: View, format: Format, watch: bool) -> Non
         raise BadInput(f"{given[0]} and {given[1]} are two views: give one of them")
     if view.classes and (view.compare or watch):
         raise BadInput(f"--classes is of the winner of one run: leave {'--watch' if watch else '--compare'} out")
-    if watch and format is not Format.table:
-        raise BadInput(f"--watch prints a table, got --format {format}: leave one of them out")
-    if format is Format.table:
+    if as_json and format is not Format.table:
+        raise BadInput(f"--json and --format {format} are two formats: give one of them")
+    if watch and (as_json or format is not Format.table):
+        got = "--json" if as_json else f"--format {format}"
+        raise BadInput(f"--watch prints a table, got {got}: leave one of them out")
+    if as_json:
+        write(_document(runs, view))
+    elif format is Format.table:
         _print_table(runs, view, watch, make_console())
     else:
-        _, table, _ = _look(runs, view, with_verdict=False)
-        write({Format.csv: as_csv, Format.json: as_json, Format.markdown: as_markdown}[format](table))
+        _, table, _, _ = _look(runs, view, with_verdict=False)
+        write({Format.csv: as_csv, Format.markdown: as_markdown}[format](table))
 
 
-def _look(runs: list[str], view: View, with_verdict: bool = True) -> tuple[pa.Table, pa.Table, list[str]]:
-    """The whole board, the view of it, and the lines below it."""
+def _document(runs: list[str], view: View) -> str:
+    whole, table, found, notes = _look(runs, view)
+    test = None if view.compare else read_test(open_run(runs[0]), whole)
+    return document(
+        "leaderboard",
+        runs=[open_run(run).store.uri for run in runs],
+        view=next((name for name in ("by_config", "effects", "classes") if getattr(view, name)), "points"),
+        **board_tree(whole, table, found, notes, test),
+    )
+
+
+def _look(
+    runs: list[str], view: View, with_verdict: bool = True
+) -> tuple[pa.Table, pa.Table, Verdict | None, list[str]]:
+    """The whole board, the view of it, the verdict on the points that it is of, and what else stands below it."""
     boards = [read_board(run) for run in runs]
     if view.classes:
-        return _look_at_classes(runs[0], boards[0], view, with_verdict)
+        return _look_at_classes(runs[0], boards[0], view)
     whole = compare_runs(run_names(runs), boards, [*map(read_shared, runs)]) if view.compare else boards[0]
-    chosen, lines = where(whole, view.where), list[str]()
+    chosen, notes, found = where(whole, view.where), list[str](), None
     if view.effects:
         table, line = effects(chosen, pa.concat_tables(map(read_history, runs), promote_options="default"))
-        lines = [line]
+        notes = [line]
     else:
         predictions = None if view.compare else read_predictions(runs[0])  # other runs may have other images
         table = by_config(chosen, predictions) if view.by_config else chosen
@@ -94,9 +113,9 @@ def _look(runs: list[str], view: View, with_verdict: bool = True) -> tuple[pa.Ta
         found = verdict(chosen, history, predictions)
         race = _other_images(runs) if view.compare else facts(boards[0]).get("race", [])
         test = [] if view.compare else say_test(open_run(runs[0]), boards[0])
-        lines = [*sentences(found), *race, *test] if found else []
+        notes = [*race, *test] if found else []
     table = sort_board(table, view.sort) if view.sort else table
-    return whole, table.slice(0, view.top) if view.top else table, lines
+    return whole, table.slice(0, view.top) if view.top else table, found, notes
 
 
 def _other_images(runs: list[str]) -> list[str]:
@@ -107,7 +126,7 @@ def _other_images(runs: list[str]) -> list[str]:
     return ["these runs have other images, or another split of them: their figures compare as far as these are alike"]
 
 
-def _look_at_classes(run: str, board: pa.Table, view: View, for_people: bool) -> tuple[pa.Table, pa.Table, list[str]]:
+def _look_at_classes(run: str, board: pa.Table, view: View) -> tuple[pa.Table, pa.Table, None, list[str]]:
     winner = read_winner(open_run(run))
     if winner is None:
         raise BadInput(
@@ -116,23 +135,29 @@ def _look_at_classes(run: str, board: pa.Table, view: View, for_people: bool) ->
         )
     table = where(winner.table(board), view.where)
     table = (sort_board(table, view.sort) if view.sort else table).slice(0, view.top)
-    return board, for_reading(table) if for_people else table, winner.says(board)
+    return board, table, None, winner.says(board)
 
 
 def _print_table(runs: list[str], view: View, watch: bool, console: Console) -> None:
     vigil = Vigil([open_run(run).store for run in runs])
     over = vigil.is_over()  # before the board is read: a driver that has ended has written its last one
-    whole, table, lines = _look(runs, view)
+    whole, table, lines = _look_for_people(runs, view)
     if watch:
         with contextlib.suppress(KeyboardInterrupt), Live(console=console, transient=True, auto_refresh=False) as live:
             while _left(whole) and not over:
                 live.update(_with_lines(table, lines, console.width), refresh=True)
                 time.sleep(_REFRESH_S)
                 over = vigil.is_over()
-                whole, table, lines = _look(runs, view)
+                whole, table, lines = _look_for_people(runs, view)
     if over and (left := _left(whole)):
         lines = [*lines, f"no driver is at work on it: the same grid command trains the {plural(left, 'point')} left"]
     console.print(_with_lines(table, lines, console.width))
+
+
+def _look_for_people(runs: list[str], view: View) -> tuple[pa.Table, pa.Table, list[str]]:
+    """The whole board, the view of it, and the lines below it."""
+    whole, table, found, notes = _look(runs, view)
+    return whole, for_reading(table) if view.classes else table, [*(sentences(found) if found else []), *notes]
 
 
 def _left(board: pa.Table) -> int:

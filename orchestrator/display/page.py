@@ -12,7 +12,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
@@ -29,6 +28,7 @@ from orchestrator.board.views import by_config, common_rung, curves, fold, verdi
 from orchestrator.display.opening import read_board, read_history, read_predictions
 from orchestrator.display.table import columns
 from orchestrator.display.winner import Winner, read_json, read_winner, say_test
+from orchestrator.documents import finite
 from orchestrator.metrics import METRICS, Metric, recorded
 from orchestrator.runs.folder import BEST, DATASET, PROGRESS, REPORT, SKIPPED, SPEC, Run
 from orchestrator.runs.lease import Vigil
@@ -132,22 +132,11 @@ def page(data: Mapping[str, Any], live: bool = False) -> str:
 
 def as_json(data: Mapping[str, Any]) -> str:
     """What `gather` gives as JSON without a `<`."""
-    return json.dumps(_finite(data), separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(finite(data), separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _sha256(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _finite(value: Any) -> Any:
-    """The value as JSON can hold it: no NaN, no infinity, times as text."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, Mapping):
-        return {str(key): _finite(each) for key, each in value.items()}
-    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _columnar(table: pa.Table, shown: Sequence[str]) -> dict[str, Any]:

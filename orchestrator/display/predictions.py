@@ -1,8 +1,7 @@
-"""Predictions: what a model says of images, as a table, CSV or JSON."""
+"""Predictions: what a model says of images, as a table, as CSV, or as plain values for JSON."""
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.board.classes import class_table, confusion, for_reading
-from orchestrator.board.tested import describe_judged
+from orchestrator.board.tested import describe_judged, judge_labelled
 from orchestrator.display.table import as_rich
 from orchestrator.metrics import METRICS
 from orchestrator.runs.result import Exported
@@ -25,7 +24,6 @@ from orchestrator.words import printable
 class Format(StrEnum):
     table = "table"
     csv = "csv"
-    json = "json"
 
 
 def print_predictions(
@@ -40,9 +38,7 @@ def print_predictions(
     names = ("path", "class", "probability", *(["label"] if labels else []))
     rows = [tuple(tree[name] for name in names) for tree in trees]
     console = make_console(stderr=format is not Format.table)
-    if format is Format.json:
-        write(json.dumps(trees, indent=1))
-    elif format is Format.csv:
+    if format is Format.csv:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([names, *rows])
         write(text.getvalue().removesuffix("\n"))
@@ -56,10 +52,26 @@ def print_predictions(
             table.add_row(Text(printable(path), overflow="fold"), Text(printable(name)), f"{probability:.4f}")
         console.print(table)
     if labels:
-        judged = pa.table({"label": labels, "probabilities": [p.tolist() for _, p in found]})
-        console.out("", describe_judged(judged, facts))
-    if rows and format is not Format.json and facts.threshold is not None:
+        console.out("", describe_judged(_judged(found, labels), facts))
+    if rows and facts.threshold is not None:
         console.out("", say_threshold(facts.model_dump()))
+
+
+def predictions_tree(
+    found: Sequence[tuple[str, np.ndarray]], facts: Exported, labels: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The same as plain values: see docs/json.md."""
+    figures = judge_labelled(_judged(found, labels), facts) if labels else None
+    return {
+        "classes": list(facts.classes),
+        "threshold": facts.threshold,
+        "images": as_rows(found, facts, labels),
+        "labelled": figures,
+    }
+
+
+def _judged(found: Sequence[tuple[str, np.ndarray]], labels: Sequence[str]) -> pa.Table:
+    return pa.table({"label": labels, "probabilities": [p.tolist() for _, p in found]})
 
 
 def as_rows(

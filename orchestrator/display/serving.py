@@ -36,11 +36,9 @@ _HEADERS = {
 def serving(run: Run) -> Iterator[str]:
     """Serve the page of a run until the context ends; gives its address. A page that is open then gets the last state.
 
-    Raises BadInput where there is no board.
+    Until there is a board, it answers with the line that says so.
     """
-    look = Look(run)
-    look.text()
-    server = _Server(look)
+    server = _Server(Look(run))
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
     try:
         yield server.address

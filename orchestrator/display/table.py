@@ -1,9 +1,7 @@
-"""Table: a board for a terminal, or as CSV, Markdown or JSON."""
+"""Table: a board for a terminal, as CSV or Markdown, or as plain values for JSON."""
 
-import json
 import re
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -13,8 +11,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.board.sentences import sentences
 from orchestrator.board.table import facts
+from orchestrator.board.verdict import Verdict
 from orchestrator.metrics import of_column, shown
+from orchestrator.runs.result import Tested
 from orchestrator.words import printable
 
 _TEXT_CELLS = 24  # long texts wrap (errors, values of an axis), but not into a narrower column
@@ -145,6 +146,27 @@ def as_csv(board: pa.Table) -> str:
     return sink.getvalue().to_pybytes().decode().removesuffix("\n")
 
 
-def as_json(board: pa.Table) -> str:
-    rows = [{k: v.isoformat() if isinstance(v, datetime) else v for k, v in row.items()} for row in board.to_pylist()]
-    return json.dumps(rows, indent=1)
+def board_tree(
+    whole: pa.Table, view: pa.Table, found: Verdict | None, notes: Sequence[str], test: Tested | None
+) -> dict[str, Any]:
+    """A board, or a view of one, as plain values: see docs/json.md.
+
+    found: the verdict on it. notes: lines beside the verdict. test: what the winner reaches on the test images.
+    """
+    about = facts(whole)
+    return {
+        "metric": about["metric"],
+        "axes": about["axes"],
+        "points": count_points(whole),
+        "verdict": {**found.tree(), "sentences": sentences(found)} if found else None,
+        "test": test.model_dump() if test else None,
+        "notes": [*notes],
+        "rows": view.to_pylist(),
+    }
+
+
+def count_points(board: pa.Table) -> dict[str, int]:
+    """How many points of a board are ok, stopped, failed, and not trained."""
+    statuses = board["status"].to_pylist()
+    counts = {status: statuses.count(status) for status in ("ok", "stopped", "failed")}
+    return {**counts, "not_trained": len(statuses) - sum(counts.values())}

@@ -16,14 +16,26 @@ from orchestrator.board.tested import describe_test
 from orchestrator.display.predictions import say_threshold
 from orchestrator.errors import BadInput
 from orchestrator.runs.folder import BEST, VALIDATION, Run, read_parquet
+from orchestrator.runs.result import Exported, Tested
 from orchestrator.words import label, plural
 
 
 def say_test(run: Run, board: pa.Table) -> list[str]:
     """What the point that ranks first reaches on the test images, if it was shown any."""
+    test = read_test(run, board)
+    return [describe_test(test)] if test else []
+
+
+def read_test(run: Run, board: pa.Table) -> Tested | None:
+    """What the point that ranks first reaches on the test images; None if it was shown none."""
+    best = read_best(run, board)
+    return best.test if best else None
+
+
+def read_best(run: Run, board: pa.Table) -> Exported | None:
+    """The facts of the model in models/, if it is that of the point that ranks first."""
     best = run.read_model(BEST)
-    leads = best and board.num_rows and best.point_id == board["point_id"][0].as_py()
-    return [describe_test(best.test)] if best and leads and best.test else []
+    return best if best and board.num_rows and best.point_id == board["point_id"][0].as_py() else None
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ def read_pace() -> Pace:
         return FIRST_GUESS
 
 
-def calibrate(precisions: tuple[str, ...]) -> list[str]:
-    """Measure how fast this machine trains, and keep it for the forecasts. Returns lines that say so.
+def calibrate(precisions: tuple[str, ...]) -> tuple[Pace, Path]:
+    """Measure how fast this machine trains, and keep it for the forecasts. Returns that, and in which file it is kept.
 
     Raises BadInput.
     """
@@ -73,6 +73,11 @@ def calibrate(precisions: tuple[str, ...]) -> list[str]:
         raise BadInput(
             f"{path.parent} must be writable: {error.strerror or error}; set ORCHESTRATOR_CACHE_DIR to another"
         ) from None
+    return pace, path
+
+
+def describe_pace(pace: Pace, path: Path) -> list[str]:
+    """What was measured, as a person reads it. path: where it is kept."""
     lines = ["precision       batch size  images/s  (one worker of those that run at once, 64x64)"]
     for precision, sizes in pace.step_s.items():
         lines += [f"{precision:<14}  {size:>10}  {size / step_s:>8.0f}" for size, step_s in sizes.items()]
@@ -167,7 +172,7 @@ class _Seen:
         pass
 
     def say(self, line: str) -> None:
-        make_console().out(line)
+        make_console(stderr=True).out(line)
 
     def over(self) -> bool:
         return bool(self.why)

@@ -30,7 +30,7 @@ class Options:
 
     Attributes:
         plan_only: Say what would be trained, and train nothing.
-        as_json: Print the plan or the leaderboard as JSON, and everything else to stderr.
+        as_json: Print one document for programs to stdout, and everything else to stderr.
         share_epochs: Points that differ only in epochs share one trial.
         takeover: Take the lease even if another driver has it.
         mlflow: Address of the server to log to.
@@ -63,6 +63,7 @@ def lay_out(spec: Spec, options: Options) -> tuple[WorkerContext, Plan]:
     _check_metric(spec.metric, index.classes)
     networks, weights = find_networks(spec, options.folder)
     plan = make_plan(spec, count(index), index.digest, networks, options.share_epochs, read_pace())
+    spec = spec.without_secrets()
     return WorkerContext(spec, index, images, run, options.keep, networks=networks, weights=weights), plan
 
 

@@ -1,7 +1,6 @@
 """Line: spec -> plan -> trials that remain -> fan-out -> board, models and page, from top to bottom."""
 
 import contextlib
-import json
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -11,9 +10,11 @@ from rich.console import Console
 from orchestrator.data.changes import remember
 from orchestrator.display.page import write_page
 from orchestrator.display.serving import serving
-from orchestrator.display.table import as_json
+from orchestrator.documents import document
+from orchestrator.driver.ending import address_to_tell, ending, record_beginning
 from orchestrator.driver.lay_out import Options
 from orchestrator.driver.models import finish_models
+from orchestrator.driver.outcome import Outcome, outcome, run_tree
 from orchestrator.driver.progress import Progress
 from orchestrator.driver.signals import on_signals
 from orchestrator.driver.standing import largest_mb, look
@@ -21,7 +22,7 @@ from orchestrator.driver.state import RunState
 from orchestrator.driver.summary import dataset_facts, say_results, skipped_files
 from orchestrator.driver.test_set import open_test_set
 from orchestrator.driver.watch import GridWatch
-from orchestrator.errors import DONE, INTERRUPTED, BadInput
+from orchestrator.errors import DONE, BadInput
 from orchestrator.plans.budget import Meter
 from orchestrator.plans.forecast import gpu_memory_mb, worker_memory_mb
 from orchestrator.plans.points import (
@@ -40,6 +41,8 @@ from orchestrator.words import plural
 if TYPE_CHECKING:
     from orchestrator.cluster.connect import Cluster
 
+Ending = contextlib.AbstractContextManager[None]
+
 
 def orchestrate(spec: Spec, options: Options) -> int:
     """Run the whole line, as the command does. Raises BadInput.
@@ -51,29 +54,31 @@ def orchestrate(spec: Spec, options: Options) -> int:
     if options.plan_only:
         planned = look(spec, options, console)
         if options.as_json:
-            write(json.dumps(planned.tree(), indent=1))
+            write(document("plan", **planned.tree()))
         else:
             console.out(*planned.lines())
         return DONE
     state, watch = train_grid(spec, options, console)
+    say_results(state, watch.budget_used_up, console)
+    how = outcome(state.board, watch.budget_used_up, watch.interrupted)
+    if how is not Outcome.interrupted:
+        log_to_mlflow(state, options.mlflow, console)
     if options.as_json:
-        write(as_json(state.board))
-    status = say_results(state, watch.budget_used_up, console, with_table=not options.as_json)
-    if watch.interrupted:
-        return INTERRUPTED
-    log_to_mlflow(state, options.mlflow, console)
-    return status
+        write(document("grid", **run_tree(state, how)))
+    return how.exit_status
 
 
 def train_grid(spec: Spec, options: Options, console: Console) -> tuple[RunState, GridWatch]:
     """Train what remains, and bring the run folder up to date. Raises BadInput."""
     meter = Meter(spec.budget, time.monotonic())
+    url = address_to_tell(spec.notify)
     state = look(spec, options, console).state
     if options.mlflow:
         check_server(options.mlflow)
     watch = GridWatch(state, meter)
+    record_beginning(state)
     try:
-        _complete(state, watch, options, console)
+        _complete(state, watch, ending(state, watch, spec.notify, url, console), options, console)
         state.raise_if_taken_over()
     except KeyboardInterrupt:  # a second signal
         watch.interrupted = True
@@ -89,17 +94,22 @@ def log_to_mlflow(state: RunState, server: str | None, console: Console) -> None
         console.out(f"mlflow: {plural(logged, 'point')} logged to experiment {name} at {one_line(server)}")
 
 
-def _complete(state: RunState, watch: GridWatch, options: Options, console: Console) -> None:
-    """Train what remains, if anything does, and then bring tables, models and page up to date."""
+def _complete(state: RunState, watch: GridWatch, end: Ending, options: Options, console: Console) -> None:
+    """Train what remains, if anything does, and then bring tables, models and page up to date.
+
+    end: around all that is done while the run folder is held.
+    """
     if todo := state.left:
-        _train(state, watch, todo, options, console)
+        _train(state, watch, end, todo, options, console)
         return
     with on_signals(watch.interrupt), contextlib.ExitStack() as held:
-        _take_folder(state, watch, options.takeover, held, console)
+        _take_folder(state, watch, end, options.takeover, held, console)
         _finish(state, watch, None, console)
 
 
-def _train(state: RunState, watch: GridWatch, todo: tuple[Trial, ...], options: Options, console: Console) -> None:
+def _train(
+    state: RunState, watch: GridWatch, end: Ending, todo: tuple[Trial, ...], options: Options, console: Console
+) -> None:
     """Train these trials, and write the tables while results arrive."""
     from orchestrator.cluster.connect import connect  # here, so that --plan and a finished run load no Ray
     from orchestrator.cluster.fanout import fan_out
@@ -117,7 +127,7 @@ def _train(state: RunState, watch: GridWatch, todo: tuple[Trial, ...], options: 
 
         def take_folder(unreadable: Mapping[int, str]) -> None:
             skipped = skipped_files(context.index, unreadable, spec)
-            _take_folder(state, watch, options.takeover, held, console)
+            _take_folder(state, watch, end, options.takeover, held, console)
             context.run.write_dataset(dataset_facts(context.index, unreadable, spec))
             context.run.write_index(remember(context.index))
             if skipped:
@@ -158,7 +168,7 @@ def _may_be_trained(state: RunState) -> tuple[Trial, ...]:
 
 
 def _take_folder(
-    state: RunState, watch: GridWatch, takeover: bool, held: contextlib.ExitStack, console: Console
+    state: RunState, watch: GridWatch, end: Ending, takeover: bool, held: contextlib.ExitStack, console: Console
 ) -> None:
     """Take the lease, put the folder in order, and read what another driver has done meanwhile."""
     run, plan = state.context.run, state.plan
@@ -175,6 +185,7 @@ def _take_folder(
         console.out(f"{plural(done_meanwhile, 'trial')} done by another driver meanwhile: not trained again")
     run.write_plan(to_yaml(state.context.spec), plan.shared, [point.id for point in plan.points])
     state.lease = lease
+    held.enter_context(end)
 
 
 def _finish(state: RunState, watch: GridWatch, cluster: "Cluster | None", console: Console) -> None:

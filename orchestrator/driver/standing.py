@@ -12,8 +12,9 @@ from orchestrator.driver.calibrate import read_pace
 from orchestrator.driver.lay_out import Options, lay_out, points_planned_before
 from orchestrator.driver.state import RunState
 from orchestrator.driver.summary import describe_index
-from orchestrator.plans.describe import as_tree, describe, describe_outlook
+from orchestrator.plans.describe import as_tree, describe, describe_outlook, forecast_tree
 from orchestrator.plans.disk import describe_disk
+from orchestrator.plans.features import FeatureView
 from orchestrator.plans.forecast import worker_memory_mb
 from orchestrator.plans.points import Plan, Trial, count_by_state, remaining
 from orchestrator.race.describe import describe_race, left_of_race, race_tree
@@ -37,27 +38,47 @@ class Standing:
     points: Mapping[str, int]
 
     def tree(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
-        race = race_tree(self.state.context.spec, self.state.plan)
-        return {**as_tree(self.state.plan, self.points), **({"race": race} if race else {})}
+        """As plain values, for JSON: see docs/json.md."""
+        context, plan = self.state.context, self.state.plan
+        slots, _ = self._at_once()
+        return {
+            "run": context.run.store.uri,
+            "name": context.spec.name,
+            "data": context.images.uri,
+            **as_tree(plan, self.points),
+            "forecast": forecast_tree(plan, context.spec, slots, self._todo(), read_pace(), self._missing()),
+            "race": race_tree(context.spec, plan),
+        }
 
     def lines(self) -> list[str]:
         """As a person reads it."""
         context, plan = self.state.context, self.state.plan
-        spec, resources = context.spec, context.spec.resources
-        slots, why = own_ray.share(resources, largest_mb(spec, plan.trials, worker_memory_mb))
-        slots = min(slots, resources.max_concurrent or slots)
+        spec = context.spec
+        slots, why = self._at_once()
         images = describe_index(context.index, plan.counts, spec.data, context.images.uri)
         folder = f"{context.run.store.uri}: " + ", ".join(f"{count} {what}" for what, count in self.points.items())
-        missing = [view for view in plan.features if not is_made(context.run.store, view.id)]
-        todo = remaining(plan, self.state.done)
-        if self.state.course:
-            todo = left_of_race(todo, spec, plan, self.state.course)
-        outlook = describe_outlook(plan, spec, slots, todo, read_pace(), missing)
+        outlook = describe_outlook(plan, spec, slots, self._todo(), read_pace(), self._missing())
         forecast = [*describe_race(spec, plan), *outlook, *([f"{slots} at once here{why}"] if why else [])]
         sizes = checkpoint_sizes(context.run).values()
         disk = describe_disk(plan, spec, len(context.index.classes), sizes, _kept(self.state))
         return describe(plan, spec, images, folder, forecast, disk)
+
+    def _at_once(self) -> tuple[int, str]:
+        """How many trials a node like this machine trains at once, and why no more."""
+        spec = self.state.context.spec
+        slots, why = own_ray.share(spec.resources, largest_mb(spec, self.state.plan.trials, worker_memory_mb))
+        return min(slots, spec.resources.max_concurrent or slots), why
+
+    def _todo(self) -> tuple[Trial, ...]:
+        """What may still be trained."""
+        plan, course = self.state.plan, self.state.course
+        todo = remaining(plan, self.state.done)
+        return left_of_race(todo, self.state.context.spec, plan, course) if course else todo
+
+    def _missing(self) -> list[FeatureView]:
+        """The features that are still to be made."""
+        run = self.state.context.run
+        return [view for view in self.state.plan.features if not is_made(run.store, view.id)]
 
 
 def look(spec: Spec, options: Options, console: Console) -> Standing:

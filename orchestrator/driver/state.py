@@ -15,6 +15,7 @@ from orchestrator.race.course import Course, run_course
 from orchestrator.race.describe import describe_course, sum_up
 from orchestrator.runs.checkpoints import KeepCheckpoints, delete_checkpoints
 from orchestrator.runs.context import WorkerContext
+from orchestrator.runs.events import Events
 from orchestrator.runs.folder import BOARD, HISTORY, PREDICTIONS, KeepModels
 from orchestrator.runs.lease import Lease
 from orchestrator.runs.result import Result, lacks
@@ -35,6 +36,7 @@ class RunState:
         results: Trial id -> its longest result, ok or failed.
         running: Ids of the trials that run now.
         lease: The right to write the run folder; None until it is taken, and nothing is written before.
+        events: What has happened, for events.jsonl.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class RunState:
         self.results = dict(results)
         self.running: set[str] = set()
         self.lease: Lease | None = None
+        self.events = Events(context.run.store)
         self._course: tuple[tuple[int, ...], Course | None] = ((), None)
         self._next_write_s = self._next_progress_s = 0.0
         self._next_page_s = time.monotonic() + _PAGE_S
@@ -147,6 +150,11 @@ class RunState:
         run.write_progress(None)
         write_events(run, self.trained, self.results, run.list_events())
 
+    def write_events_if_due(self, say: Callable[[str], None]) -> None:
+        """Write what has happened, unless that was done a moment ago."""
+        if self.holds_lease():
+            self.events.write_if_due(say)
+
     def drop_checkpoints(self, last: bool = False) -> None:
         """Delete the checkpoints of trials that are done, as far as they are not kept. last: nothing runs any more."""
         keep, done = self.keep_checkpoints, self.done
@@ -161,10 +169,11 @@ class RunState:
         delete_checkpoints(self.context.run, over)
 
     def write_if_due(self, say: Callable[[str], None]) -> None:
-        """Write the tables, and delete models that were beaten, in at most a tenth of the driver's time.
+        """Write the events, and in at most a tenth of the driver's time the tables; delete models that were beaten.
 
-        say: called with the reason if that fails; the next write brings the tables up to date.
+        say: called with the reason if that fails; the next write brings them up to date.
         """
+        self.write_events_if_due(say)
         if time.monotonic() < self._next_write_s or not self.holds_lease():
             return
         began = time.monotonic()

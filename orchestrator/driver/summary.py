@@ -12,10 +12,10 @@ from orchestrator.board.sentences import sentences
 from orchestrator.board.views import verdict
 from orchestrator.data.index import Index, check_split, describe_bad
 from orchestrator.data.layout import VALIDATION
-from orchestrator.display.table import as_rich
+from orchestrator.display.table import as_rich, count_points
 from orchestrator.display.winner import say_test
 from orchestrator.driver.state import RunState
-from orchestrator.errors import DONE, FAILED, USED_UP, BadInput
+from orchestrator.errors import BadInput
 from orchestrator.plans.forecast import Counts
 from orchestrator.race.describe import sum_up
 from orchestrator.runs.context import WorkerContext
@@ -110,36 +110,33 @@ def dataset_facts(index: Index, unreadable: Mapping[int, str], spec: Spec) -> di
     }
 
 
-def say_results(state: RunState, budget_used_up: bool, console: Console, with_table: bool) -> int:
-    """Print the board's first rows, the verdict, and what to do next. Returns the exit status.
-
-    with_table: whether to print the board; with --json, it is printed already.
-    """
+def say_results(state: RunState, budget_used_up: bool, console: Console) -> None:
+    """Print the board's first rows, the verdict, and what to do next."""
     board, run, spec = state.board, state.context.run, state.context.spec
-    statuses = board["status"].to_pylist()
-    ok, failed, stopped = (statuses.count(status) for status in ("ok", "failed", "stopped"))
-    left = board.num_rows - ok - failed - stopped
-    if with_table:
-        console.print(as_rich(board.slice(0, 10), console.width))
+    points = count_points(board)
+    ok, left = points["ok"], points["not_trained"]
+    console.print(as_rich(board.slice(0, 10), console.width))
     found = verdict(board, state.history, state.predictions)
     race = sum_up(state.course, spec, state.plan) if state.course else []
     console.out("", *([*sentences(found), *race, *say_test(run, board), ""] if found else []))
-    counts = ((stopped, "stopped"), (failed, "failed"), (left, "not trained"))
-    also = "".join(f", {count} {what}" for count, what in counts if count)
     console.out(
-        f"{ok} of {board.num_rows} points ok{also}. {BOARD}, {HISTORY}, {REPORT} and all results: {run.store.uri}",
+        f"{say_points(points)}. {BOARD}, {HISTORY}, {REPORT} and all results: {run.store.uri}",
         f"python -m orchestrator.leaderboard {shlex.quote(run.store.uri)}",
     )
     if ok:
         console.out(_say_model(state.context, board))
-    if not left or not budget_used_up:
-        return FAILED if failed or left else DONE
-    limits = " and ".join(f"budget.{name} {value:g}" for name, value in spec.budget if value is not None)
-    console.out(
-        f"the budget is used up ({limits}): {left} of {plural(board.num_rows, 'point')} not trained. "
-        f"The same command goes on from here, with as much again"
-    )
-    return FAILED if failed else USED_UP
+    if left and budget_used_up:
+        limits = " and ".join(f"budget.{name} {value:g}" for name, value in spec.budget if value is not None)
+        console.out(
+            f"the budget is used up ({limits}): {left} of {plural(board.num_rows, 'point')} not trained. "
+            f"The same command goes on from here, with as much again"
+        )
+
+
+def say_points(points: Mapping[str, int]) -> str:
+    """`6 of 8 points ok, 2 failed`. points: as count_points has them."""
+    also = (f", {count} {what.replace('_', ' ')}" for what, count in points.items() if count and what != "ok")
+    return f"{points['ok']} of {sum(points.values())} points ok{''.join(also)}"
 
 
 def _say_model(context: WorkerContext, board: pa.Table) -> str:

@@ -8,6 +8,7 @@ from orchestrator.driver.legs import GridLegs
 from orchestrator.driver.progress import Progress
 from orchestrator.driver.state import RunState
 from orchestrator.errors import BadInput
+from orchestrator.metrics import METRICS, shown
 from orchestrator.plans.budget import Meter
 from orchestrator.plans.forecast import price
 from orchestrator.plans.points import Trial
@@ -34,6 +35,7 @@ class GridWatch:
     def __init__(self, state: RunState, meter: Meter) -> None:
         """meter: counts from the command's start."""
         self._state, self._spec, self._meter = state, state.context.spec, meter
+        self._trials, self._tell = {trial.id: trial for trial in state.plan.trials}, state.events.tell
         self.legs = GridLegs(state)
         self._stopped = frozenset(state.course.stopped) if state.course else frozenset[str]()
         self._take_folder: Callable[[Mapping[int, str]], None] | None = None
@@ -60,6 +62,9 @@ class GridWatch:
         self._state.write_if_due(self.say)
 
     def started(self, trial_id: str) -> None:
+        trial = self._trials[trial_id]
+        draw = {"seed": trial.seed, "fold": trial.fold}
+        self._tell("trial.started", trial=trial_id, point_ids=trial.points, values=trial.values, **draw)
         self._state.running.add(trial_id)
         self._state.write_if_due(self.say)
         self.progress.started(trial_id)
@@ -94,6 +99,7 @@ class GridWatch:
         self.progress.preparing(trial_id, what, done, images, made)
 
     def ready(self, trial_id: str, epochs_done: float) -> None:
+        self._tell("trial.ready", trial=trial_id, epochs_done=epochs_done)
         self.progress.ready(trial_id, epochs_done)
 
     def refused(self, trial: Trial, why: str) -> None:
@@ -103,6 +109,7 @@ class GridWatch:
             self.ended(Result(trial_id=trial.id, status="failed", epochs=trial.epochs, error=why))
 
     def over(self) -> bool:
+        self._state.write_events_if_due(self.say)
         self._state.show_if_due(self.progress.as_tree, self.say)
         if self.stop.is_set() or not self._meter.used_up(time.monotonic()):
             return False
@@ -112,16 +119,24 @@ class GridWatch:
         return True
 
     def say(self, line: str) -> None:
+        self._tell("run.note", text=line)
         self.progress.warn(line)
 
     def epoch(self, trial_id: str, epoch: Epoch) -> None:
+        self._tell("trial.epoch", trial=trial_id, epoch=epoch.epoch, figures=self._figures(epoch))
         self.progress.epoch(trial_id, epoch)
 
     def reached(self, result: Result) -> None:
+        self._tell("trial.reached", trial=result.trial_id, epochs=result.epochs, point_ids=self._points(result))
         self._state.add(result)
         self._state.write_if_due(self.say)
 
     def ended(self, result: Result) -> None:
+        how = "done" if result.epochs >= self._trials[result.trial_id].epochs else "reached"  # a rung: it may go on
+        if result.status == "failed":
+            self._tell("trial.failed", trial=result.trial_id, epochs=result.epochs, error=result.error)
+        else:
+            self._tell(f"trial.{how}", trial=result.trial_id, epochs=result.epochs, point_ids=self._points(result))
         self._state.running.discard(result.trial_id)
         self._meter.end(result.trial_id, time.monotonic())
         self._state.add(result)
@@ -136,8 +151,19 @@ class GridWatch:
         if course is None:
             return
         for trial_id in course.stopped.keys() - self._stopped:
+            self._tell("trial.stopped", trial=trial_id, because=course.stopped[trial_id].because)
             self.progress.stopped(trial_id, course.stopped[trial_id].because)
         self._stopped = frozenset(course.stopped)
+
+    def _figures(self, epoch: Epoch) -> dict[str, float]:
+        """What a terminal shows, and what the points are ranked by; history.parquet has the rest."""
+        names = {*shown("live"), METRICS[self._spec.metric].recorded}
+        return {name: round(value, 6) for name, value in epoch.figures.items() if name in names or name == "train_s"}
+
+    def _points(self, result: Result) -> list[str]:
+        """The points that the result covers."""
+        trial = self._trials[result.trial_id]
+        return [point for epochs, point in zip(trial.milestones, trial.points, strict=True) if epochs <= result.epochs]
 
     def _refuse(self, why: str) -> None:
         self.refusal = why
@@ -146,6 +172,7 @@ class GridWatch:
     def _leave_out(self, trial_id: str) -> None:
         """Leave the trial out, as the budget has nothing left for it."""
         self.budget_used_up = True
+        self._tell("trial.left_out", trial=trial_id, because="the budget is used up")
         self._state.running.discard(trial_id)
         self.legs.ended(trial_id)
         self.progress.put_back(trial_id)

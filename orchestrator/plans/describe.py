@@ -61,22 +61,41 @@ def describe_outlook(
     """
     if not todo:
         return
-    images = plan.counts.images
-    cores = slots * spec.resources.cpus_per_trial
-    features_s = sum(view.core_s for view in missing) / cores
+    found = forecast_tree(plan, spec, slots, todo, pace, missing)
     if missing:
-        yield f"  feature about {clock(features_s)} on {plural(cores, 'core')} until all are made"
-    usd = price(spec.resources, None)
+        cores = plural(slots * spec.resources.cpus_per_trial, "core")
+        yield f"  feature about {clock(found['features_s'])} on {cores} until all are made"
     yield f"  pace    {pace.source}"
-    if usd is not None:
+    if (usd := found["usd_per_hour"]) is not None:
         yield f"  price   ${usd:g} an hour for a {spec.resources.node_type or 'node'}, while trials run on it"
     elif spec.resources.node_type:
         yield f"  price   no list price for a {spec.resources.node_type}: set resources.usd_per_hour"
-    prepare_s = (images * pace.fill_image_s, features_s)
-    for nodes, hours, dollars in outlook([trial.forecast_s for trial in todo], slots, pace, prepare_s, usd):
-        cost = "" if dollars is None else f", ${dollars:.2f}"
-        where = f"{plural(nodes, 'node')} like this one, {slots} at once on each"
-        yield f"  time    about {clock(hours * 3600)}{cost} on {where}"
+    for each in found["nodes"]:
+        cost = "" if each["usd"] is None else f", ${each['usd']:.2f}"
+        where = f"{plural(each['nodes'], 'node')} like this one, {slots} at once on each"
+        yield f"  time    about {clock(each['seconds'])}{cost} on {where}"
+
+
+def forecast_tree(
+    plan: Plan,
+    spec: Spec,
+    slots: int,
+    todo: Collection[Trial],
+    pace: Pace = FIRST_GUESS,
+    missing: Collection[FeatureView] = (),
+) -> dict[str, Any]:
+    """What `describe_outlook` says, as plain values, for JSON; no nodes where nothing remains."""
+    features_s = sum(view.core_s for view in missing) / (slots * spec.resources.cpus_per_trial)
+    usd = price(spec.resources, None)
+    prepare_s = (plan.counts.images * pace.fill_image_s, features_s)
+    nodes = outlook([trial.forecast_s for trial in todo], slots, pace, prepare_s, usd) if todo else ()
+    return {
+        "pace": pace.source,
+        "slots": slots,
+        "usd_per_hour": usd,
+        "features_s": features_s,
+        "nodes": [{"nodes": count, "seconds": hours * 3600, "usd": dollars} for count, hours, dollars in nodes],
+    }
 
 
 def as_tree(plan: Plan, points_by_state: Mapping[str, int]) -> dict[str, Any]:
@@ -99,7 +118,7 @@ def as_tree(plan: Plan, points_by_state: Mapping[str, int]) -> dict[str, Any]:
             }
             for t in plan.trials
         ],
-        **({"features": [_feature_tree(view) for view in plan.features]} if plan.features else {}),
+        "features": [_feature_tree(view) for view in plan.features],
         "training_images": plan.counts.training,
         "validation_images": plan.counts.validation,
         "test_images": plan.counts.test,

@@ -6,9 +6,11 @@
     race.json  leaderboard.parquet  history.parquet  predictions.parquet  report.html  dataset.json  events/<point>/…
     progress.json: what runs now, and how long it will take; only while a driver is at work
     models/best.keras, .json and -validation.parquet: the winner's; <point>.…: kept; candidates/<point>.…: may still win
+    events.jsonl: what happened; see events.py. told.json: of which ends of the run somebody was told
     test.json: each time that a winner was shown the test images; models/best-test.parquet: what it said of them
 
-Every file is written whole or not at all. What cannot be read back is moved to damaged/, never deleted.
+Every file is written whole or not at all, but for events.jsonl, which grows. What cannot be read back is moved to
+damaged/, never deleted.
 """
 
 import contextlib
@@ -46,6 +48,7 @@ BEST = "best"
 VALIDATION = f"models/{BEST}-validation.parquet"
 TEST = f"models/{BEST}-test.parquet"
 LOOKS = "test.json"
+TOLD = "told.json"
 WEIGHTS = b"orchestrator.weights"  # in the metadata of TEST: SHA-256 over those that said it
 CANDIDATES = "candidates/"
 
@@ -197,6 +200,19 @@ class Run:
             self.store.write(TEST, judged)
         self.store.write(LOOKS, json.dumps([look.model_dump() for look in looks], indent=1).encode())
         self.store.write(f"models/{BEST}.json", facts.model_dump_json(indent=1).encode())
+
+    def read_told(self) -> list[dict[str, str]]:
+        """Of which ends of the run somebody was told; none where that is damaged."""
+        data = self.read_if_there(TOLD)
+        try:
+            return [dict(each) for each in json.loads(data)] if data else []
+        except (ValueError, TypeError, RecursionError):
+            self._quarantine(TOLD)
+            return []
+
+    def write_told(self, told: Sequence[Mapping[str, str]]) -> None:
+        """What `read_told` gives back."""
+        self.store.write(TOLD, json.dumps(told, indent=1).encode())
 
     def fetch_model(self, name: str, folder: Path) -> None:
         """Copy the files of a model into a folder of this machine."""

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from orchestrator.spec.axes import SECTIONS, canonical
 from orchestrator.spec.notation import quoted, show
-from orchestrator.spec.sections import Budget, EarlyStopping, Race, Resources, Section, Spec
+from orchestrator.spec.sections import Budget, EarlyStopping, Notify, Race, Resources, Section, Spec
 from orchestrator.words import did_you_mean
 
 # fields that take one of several types, of which each has an error of its own
@@ -15,7 +15,13 @@ _EITHER = {
     "gpus_per_trial": "auto or a number of at least 0",
     "class_weight": "none, balanced, or a number of at least 0 for each class, such as {cat: 1, dog: 19}",
 }
-_PARTS: dict[str, type[Section]] = {**SECTIONS, "race": Race, "resources": Resources, "budget": Budget}
+_PARTS: dict[str, type[Section]] = {
+    **SECTIONS,
+    "race": Race,
+    "resources": Resources,
+    "budget": Budget,
+    "notify": Notify,
+}
 
 
 def explain(error: ValidationError, prefix: str = "") -> str:
@@ -34,7 +40,8 @@ def explain(error: ValidationError, prefix: str = "") -> str:
             path += f"[{part}]"
         elif not part.startswith(("function-", "literal[", "constrained-", "tuple[")) and part != "float":
             path += f".{quoted(part)}" if path else quoted(part)
-    got = show(first["input"])
+    is_secret = "notify" in loc[:1] and "on" not in loc  # whatever stands there may be the address
+    got = "another, which is not shown" if is_secret else show(first["input"])
     if kind == "extra_forbidden":
         section: Any = _PARTS.get(str(loc[0]) if len(loc) > 1 else "", Spec)
         section = EarlyStopping if "early_stopping" in loc[:-1] else section
@@ -68,6 +75,7 @@ def _must_be(kind: str, context: Mapping[str, Any]) -> str:
         "model_attributes_type": "a mapping",
         "tuple_type": "[height, width], such as [64, 64]",
         "too_long": "[height, width], such as [64, 64]",
+        "web_address": "an address such as https://ntfy.sh/TOPIC",
         "string_pattern_mismatch": "auto, head, small_cnn or package.module:function",
     }
     if kind == "literal_error":

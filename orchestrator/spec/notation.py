@@ -55,6 +55,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if key.value == "on":  # which YAML 1.1 takes for true, and notify has as a key
+                key.tag = "tag:yaml.org,2002:str"
             if key.tag != "tag:yaml.org,2002:str":
                 got = key.value if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
                 problem = f"a key must be a text, got {got}: put it in quotes"

@@ -61,6 +61,11 @@ def load_spec(text: str, overrides: Sequence[str] = (), source: str = "spec") ->
     for override in overrides:
         path, equals, value = override.partition("=")
         path = path.strip()
+        if path.startswith("notify") and path != "notify.on":
+            raise BadInput(
+                "--set takes no address of notify, as others see what stands on a command line: put it into the spec, "
+                "or into the environment as ORCHESTRATOR_NOTIFY_URL"
+            )
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
             raise BadInput(f"--set must look like PATH=VALUE (say train.learning_rate=0.01), got {show(override)}")
         _put(tree, path.split("."), parse(value, f"--set {path}"))

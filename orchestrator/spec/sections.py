@@ -1,9 +1,11 @@
 """Sections: the fields of a spec, with their ranges and defaults. Pure."""
 
 import math
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic_core import PydanticCustomError
 
 Scalar = bool | int | float | str
 
@@ -172,6 +174,24 @@ class Budget(Section):
     max_hours: float | None = Field(None, gt=0)
 
 
+def _web_address(value: SecretStr | None) -> SecretStr | None:
+    if value is not None and not re.fullmatch(r"https?://[^/\s]+\S*", value.get_secret_value()):
+        raise PydanticCustomError("web_address", "")
+    return value
+
+
+class Notify(Section):
+    """Whom to tell that a run is over.
+
+    url: an address that takes a POST; who knows it may write there, so it goes into no file and no message, and to no
+    worker. null: that of ORCHESTRATOR_NOTIFY_URL, where that is set.
+    on: which ends are told: done; failed: some points are; budget: it is used up.
+    """
+
+    url: Annotated[SecretStr | None, AfterValidator(_web_address)] = Field(None, exclude=True)
+    on: list[Literal["done", "failed", "budget"]] = ["done", "failed", "budget"]
+
+
 MOST_GUARDED = 8  # values of an axis that a race guards
 
 
@@ -203,6 +223,11 @@ class Race(Section):
     rule: Literal[1] = 1
 
 
+def _told(value: Any) -> Any:
+    """An address alone is all that most runs have to say."""
+    return {"url": value} if isinstance(value, str) else value
+
+
 def _raced(value: Any) -> Any:
     """`true` is a race with every field at its default, `false` is none."""
     return {} if value is True else None if value is False else value
@@ -228,7 +253,12 @@ class Spec(Section):
     metric: str = "val_accuracy"
     resources: Resources = Resources()
     budget: Budget = Budget()
+    notify: Annotated[Notify, BeforeValidator(_told)] = Notify()
     output: str = Field("./runs", min_length=1)
+
+    def without_secrets(self) -> "Spec":
+        """What may go to workers and into files."""
+        return self.model_copy(update={"notify": Notify(on=self.notify.on)})
 
     @property
     def axes(self) -> tuple[str, ...]:

@@ -130,6 +130,22 @@ class Folder(Store):
     def replace_if_unchanged(self, key: str, data: bytes, version: str) -> str | None:
         return self._put(key, data, lambda now: str(now) == version)
 
+    def append_lines(self, key: str, lines: bytes) -> None:
+        path = self._writable(key)
+        with self._explained(key, "write"):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "a+b", buffering=0) as file:
+                size = file.seek(0, os.SEEK_END)
+                if size and os.pread(file.fileno(), 1, size - 1) != b"\n":  # a writer was killed in the middle of one
+                    lines = b"\n" + lines
+                left = memoryview(lines)
+                try:
+                    while left:
+                        left = left[file.write(left) :]
+                except OSError:
+                    file.truncate(size)
+                    raise
+
     def _put(self, key: str, data: bytes, wanted: Callable[[int | None], bool]) -> str | None:
         path = self._writable(key)
         temporary = os.path.join(os.path.dirname(path), f".{secrets.token_hex(8)}.tmp")

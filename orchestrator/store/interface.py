@@ -114,6 +114,17 @@ class Store(ABC):
         """
         return self.replace_if_unchanged(key, data, version)
 
+    def append_lines(self, key: str, lines: bytes) -> None:
+        """Add whole lines to the end of an object, or make it, all of them or none. Nobody else may be writing it.
+
+        Object storage cannot append: there the object is read and written anew, so do that seldom.
+        """
+        try:
+            before = self.read(key)
+        except Missing:
+            before = b""
+        self.write(key, _ended(before) + lines)
+
     @abstractmethod
     def delete(self, key: str) -> None:
         """Delete the object; fine if there is none."""
@@ -186,6 +197,11 @@ def _in_order(reads: Iterable[tuple[int, Callable[..., Any], tuple[Any, ...]]], 
             yield held.popleft()[1].result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ended(text: bytes) -> bytes:
+    """The text with its last line ended."""
+    return text + b"\n" * (text != b"" and not text.endswith(b"\n"))
 
 
 def unaddressable(key: str, *, hidden: bool = False) -> str | None:

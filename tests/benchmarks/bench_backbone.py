@@ -64,7 +64,7 @@ def ours(folder: Path, grid: dict, *sets: str, model_folder: str = "") -> tuple[
         path = os.pathsep.join(filter(None, [model_folder, os.environ.get("PYTHONPATH", "")]))
         env = {"ORCHESTRATOR_CACHE_DIR": f"{scratch}/cache", "PYTHONPATH": path}
         wall_s, printed = run([sys.executable, "-m", "orchestrator.grid", *args], **env)
-        return wall_s, [row["val_accuracy"] for row in json.loads(printed)]
+        return wall_s, [row["val_accuracy"] for row in json.loads(printed)["rows"]]
 
 
 def keras_tuner(file: str, folder: Path, grid: dict, mode: str) -> tuple[float, list[float]]:

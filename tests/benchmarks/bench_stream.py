@@ -179,7 +179,7 @@ def requests_of_a_grid(server, folder: Path) -> tuple[int, int, int]:
         args = ["--data", f"{BUCKET}/few", "--output", scratch, "--set", grid, "--set", "data.image_size=64"]
         command = [sys.executable, "-m", "orchestrator.grid", *args, "--json"]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-        assert [row["status"] for row in json.loads(done.stdout)] == ["ok"] * 8
+        assert [row["status"] for row in json.loads(done.stdout)["rows"]] == ["ok"] * 8
         counts = [proxy.requests["GET", f"/bench/few/{key}"] for key in keys]
     return len(keys), max(counts), min(counts)
 

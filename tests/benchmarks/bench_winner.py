@@ -34,7 +34,7 @@ def ours(folder: Path, *more: str) -> tuple[float, list[dict], dict]:
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
         took_s = time.perf_counter() - began
         race = Path(scratch, "a", "race.json")
-        return took_s, json.loads(done.stdout), json.loads(race.read_text()) if race.exists() else {}
+        return took_s, json.loads(done.stdout)["rows"], json.loads(race.read_text()) if race.exists() else {}
 
 
 def peer(name: str, folder: Path) -> tuple[float, dict]:

@@ -34,6 +34,7 @@ def has_cache(folder: Path, name: str) -> bool:
     return any((folder / name).glob("*/meta.json"))
 
 
+@pytest.mark.long
 def test_node_lost_and_joined(
     quiet: Undisturbed, tmp_path: Path, short: Callable[[], Path], env: dict[str, str], tried: Note
 ) -> None:
@@ -83,6 +84,7 @@ def hosts() -> Iterator[tuple[str, list[tuple[str, str]]]]:
         subprocess.run(["ip", "link", "del", f"b{tag}"], capture_output=True, check=False)
 
 
+@pytest.mark.long
 def test_host_cut_off(
     quiet: Undisturbed,
     tmp_path: Path,
@@ -147,6 +149,7 @@ class Job:
         return self.state()
 
 
+@pytest.mark.long
 def test_jobs_and_head(
     quiet: Undisturbed,
     tmp_path: Path,

@@ -194,6 +194,7 @@ def test_a_part_of_ray_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str,
         tried(f"Ray's own {name} killed{', then Ctrl-C' if told.startswith('interrupted') else ''}", 1, lost)
 
 
+@pytest.mark.long
 def test_what_tells_workers_to_stop_killed(
     quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note
 ) -> None:
@@ -213,6 +214,7 @@ def test_what_tells_workers_to_stop_killed(
     tried("the actor that tells workers to stop killed", 1, check(str(tmp_path / RUN), quiet))
 
 
+@pytest.mark.long
 def test_a_driver_that_sleeps(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
     """While it works, a second driver is refused; asleep for too long, it loses the run and writes nothing more."""
     run = tmp_path / RUN
@@ -258,6 +260,7 @@ def cage() -> Iterator[Path]:
     folder.rmdir()
 
 
+@pytest.mark.long
 def test_out_of_memory(tmp_path: Path, env: dict[str, str], cage: Path, tried: Note) -> None:
     """A trial that takes more memory than there is dies by the kernel's hand three times, then is a failed row."""
     (tmp_path / "greedy.py").write_text(
@@ -279,6 +282,7 @@ def test_out_of_memory(tmp_path: Path, env: dict[str, str], cage: Path, tried: N
     tried("worker out of memory (killed by the kernel)", 3, "that point: failed, after three tries")
 
 
+@pytest.mark.long
 def test_a_node_that_runs_out_of_memory(tmp_path: Path, env: dict[str, str], tried: Note) -> None:
     """Ray ends the worker that takes too much of it: that trial has failed after three tries, and says why."""
     whole, used = get_system_memory(), get_used_memory()
@@ -308,6 +312,7 @@ def burden(pid: int) -> tuple[int, float]:
     return len(os.listdir(f"/proc/{pid}/fd")), int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
+@pytest.mark.long
 def test_nothing_grows(tmp_path: Path, env: dict[str, str]) -> None:
     """Over many trials, neither the driver nor a worker gathers open files or memory."""
     seeds = ("--set", f"seeds={list(range(26))}", "--set", "grid={batch_size: [64], epochs: [2]}")

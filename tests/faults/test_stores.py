@@ -78,6 +78,7 @@ def test_faults_that_pass(
     tried("store: 503 in bursts, resets, half answers, stalls of 10 s", f"{proxy.requests.total()} requests", lost)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "what", "cause"),
     [

@@ -140,5 +140,5 @@ def test_a_grid_runs_on_the_deployed_bucket_as_the_deployed_role(stack: pytest.M
     small = ["--set", "grid={batch_size: [8], epochs: [1]}"]
     done = subprocess.run([*grid, *small], env=env, cwd=tmp_path, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert [row["status"] for row in json.loads(done.stdout)] == ["ok"]
+    assert [row["status"] for row in json.loads(done.stdout)["rows"]] == ["ok"]
     assert "leaderboard.parquet" in {o.key for o in open_store(f"s3://{BUCKET}/runs/deployed").list()}

@@ -55,6 +55,7 @@ def kill_a_worker_node(folder: Path) -> None:
     raise AssertionError("there is no worker node to kill")
 
 
+@pytest.mark.long
 def test_a_grid_from_no_worker_to_three_and_back_with_one_lost_on_the_way(cluster: tuple[Head, Path]) -> None:
     """Twelve trials: nodes come as trials wait, one is lost in mid-trial, the board is complete, and the nodes go."""
     server, folder = cluster

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 def run(module: str, *args: str, cwd: Path) -> str:
     env = {**os.environ, "ORCHESTRATOR_CACHE_DIR": str(cwd / "cache")}
@@ -14,6 +16,7 @@ def run(module: str, *args: str, cwd: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_what_is_measured_is_what_plans_go_by(tmp_path: Path) -> None:
     """A first guess before, what was measured after; larger batches are never slower."""
     assert "a first guess" in run("grid", "--plan", cwd=tmp_path)

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from grids import board, command, digests, grid
 
 RACE = [
@@ -28,6 +29,7 @@ def kill_at(line: str, cwd: Path) -> None:
     raise AssertionError(f"it never said {line!r}")
 
 
+@pytest.mark.long
 def test_a_race_is_the_same_whatever_dies(tmp_path: Path) -> None:
     """With one worker, and with two whose driver dies after the first and the second rung: one board, one course.
 
