@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("grid", "leaderboard", "report", "predict", "pack", "calibrate", "submit")
+COMMANDS = ("grid", "leaderboard", "report", "predict", "pack", "calibrate", "submit", "export")
 THREADS = {
     "one that Python would wait for": """
 def start():

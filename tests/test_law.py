@@ -30,7 +30,7 @@ FLOORS = [
     {"driver"},
     {"api"},
 ]
-DOORS = {"grid", "leaderboard", "report", "predict", "pack", "calibrate", "submit"}
+DOORS = {"grid", "leaderboard", "report", "predict", "pack", "calibrate", "submit", "export"}
 OWNERS = {  # library -> the wings and files that may import it at all
     "ray": {"cluster"},
     "tensorflow": {"train", "data.stream", "data.pipeline"},
@@ -43,6 +43,9 @@ OWNERS = {  # library -> the wings and files that may import it at all
     "plotly": {"display.page", "display.figures", "api.opened"},
     "filelock": {"data.arrays"},
     "pillow_heif": {"data.image_files"},
+    "onnx": {"train.conversion"},
+    "tf2onnx": {"train.conversion"},
+    "onnxruntime": {"train.conversion"},
 }
 PURE = ("spec", "plans", "board", "race", "words", "documents", "errors", "metrics", "runs.result", "runs.threshold")
 IO = {"ray", "tensorflow", "keras", "boto3", "botocore", "obstore", "tensorboardX", "mlflow", "typer", "rich"}

@@ -6,8 +6,9 @@ import html
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from orchestrator.api.pictures import Pictures, as_files
@@ -22,11 +23,14 @@ from orchestrator.display.winner import say_test
 from orchestrator.errors import BadInput
 from orchestrator.metrics import METRICS, shown
 from orchestrator.runs.folder import BEST
+from orchestrator.terminal import without_stderr
 from orchestrator.words import printable
 
 if TYPE_CHECKING:
     import keras
     from plotly.graph_objects import Figure
+
+    from orchestrator.train.conversion import Converted
 
 
 class OpenRun:
@@ -142,6 +146,7 @@ class Best:
                 f"{uri} must hold models/{BEST}.keras, and holds none: the same call again makes it, unless with "
                 f"export_models none"
             )
+        self._exported = exported
         self.facts: Mapping[str, Any] = exported.model_dump()
 
     def model(self) -> keras.Model:
@@ -173,6 +178,38 @@ class Best:
             beside=["probabilities"],
             notes=found.notes,
         )
+
+    def prepare(self, images: Pictures) -> np.ndarray:
+        """(n, height, width, 3) float32 in [0, 1]: what `model` takes, prepared as in training.
+
+        images: as of `predict`, and in its order. Raises BadInput where one of them cannot be read.
+        """
+        from orchestrator.train.inference import find_pictures, prepare
+
+        with as_files(images) as (paths, _):
+            found = find_pictures(paths)
+            for path, why in found.failures.items():
+                raise BadInput(f"{path} must be an image or a folder of images: {why}")
+            return prepare(self._exported, found.pictures)
+
+    def export(
+        self,
+        to: Literal["savedmodel", "tflite", "onnx"],
+        output: str | None = None,
+        *,
+        int8: bool = False,
+        data: str | None = None,
+        check: bool = True,
+    ) -> Converted:
+        """Write the model for other programs, and compare what it says; as `python -m orchestrator.export`.
+
+        output: a folder or bucket; None: ./<run>-<format>. data: where the images lie, if they were moved.
+        Returns where it is, and what the comparison came to in `check`. Raises BadInput.
+        """
+        with without_stderr():
+            from orchestrator.train.conversion import convert
+
+        return convert(self._run.store.uri, to, output, int8, data, check)
 
     def __repr__(self) -> str:
         metrics = ", ".join(f"{name} {METRICS[name].text(self.facts['metrics'][name])}" for name in shown("table"))

@@ -194,8 +194,13 @@ def decode(
     )
     image = tf.cond(orientation == 1, lambda: image, lambda: _turned(image, orientation))
     image.set_shape((None, None, 3))
+    return fit(image, image_size, resize)
+
+
+def fit(image: tf.Tensor, image_size: tuple[int, int], resize: str) -> tf.Tensor:
+    """(..., any height, any width, 3) uint8 -> (..., height, width, 3) uint8. resize: as `data.resize` in the spec."""
     if resize == "nearest":
-        return tf.ensure_shape(tf.image.resize(image, image_size, "nearest"), (*image_size, 3))
+        return tf.ensure_shape(tf.image.resize(image, image_size, "nearest"), (*image.shape[:-3], *image_size, 3))
     resized = tf.image.resize(image, image_size, resize, antialias=True)
     return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
 

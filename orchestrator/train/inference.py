@@ -216,7 +216,6 @@ def predict(data: bytes, facts: Exported, name: str, pictures: Sequence[Picture]
     with without_stderr():
         import tensorflow as tf
 
-        from orchestrator.data.stream import decoded
         from orchestrator.train.model_file import load
 
     model = load(data, name, str(facts.spec.get("model")))
@@ -225,12 +224,32 @@ def predict(data: bytes, facts: Exported, name: str, pictures: Sequence[Picture]
         return tf.cast(model(tf.cast(pixels, tf.float32) * facts.scale, training=False), tf.float32)
 
     infer_in_graph = tf.function(infer, input_signature=[tf.TensorSpec((None, *facts.image_size, 3), tf.uint8)])
-    encoded = _Encoded(pictures)
     found: dict[int, np.ndarray | str] = {}
+    for rows, what in _decoded(facts, pictures):
+        says = what if isinstance(what, str) else class_probabilities(infer_in_graph(what).numpy())
+        found |= zip(rows, [says] if isinstance(says, str) else says, strict=True)
+    return found
+
+
+def prepare(facts: Exported, pictures: Sequence[Picture]) -> np.ndarray:
+    """(n, height, width, 3) float32 in [0, 1]: the pictures as the model takes them. Raises BadInput."""
+    pixels = np.zeros((len(pictures), *facts.image_size, 3), np.uint8)
+    for rows, what in _decoded(facts, pictures):
+        if isinstance(what, str):
+            raise BadInput(f"{pictures[rows[0]].path} must be an image that can be read: {what}")
+        pixels[rows] = what
+    return pixels * np.float32(facts.scale)
+
+
+def _decoded(facts: Exported, pictures: Sequence[Picture]) -> Iterator[tuple[list[int], np.ndarray | str]]:
+    """Numbers of pictures, and their pixels, (batch, height, width, 3) uint8; of one, why it cannot be read."""
+    with without_stderr():
+        from orchestrator.data.stream import decoded
+
+    encoded = _Encoded(pictures)
     exif = facts.spec.get("data", {}).get("exif", "ignore")  # models from before there was a choice took none
     for rows, what in decoded(encoded, len(pictures), facts.image_size, facts.resize, machine.cpus(), exif):
         if isinstance(what, str) or isinstance(rows, int):
-            found[int(rows)] = encoded.failures.get(int(rows), str(what))
+            yield [int(rows)], encoded.failures.get(int(rows), str(what))
         else:
-            found |= zip(rows.tolist(), class_probabilities(infer_in_graph(what).numpy()), strict=True)
-    return found
+            yield rows.tolist(), what

@@ -33,6 +33,9 @@ def test_a_page_follows_its_run(browser: Browser, tmp_path: Path):
             expect(page.locator("#now-note")).to_contain_text("About 2 min left. 1 trial running, 3 waiting.")
             expect(page.locator("#now-trials tbody td").nth(1)).to_have_text("3")
             expect(page).to_have_title("5/6 cats")
+            page.set_viewport_size({"width": 390, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            page.set_viewport_size({"width": 1400, "height": 900})
             page.get_by_label("condition or text").fill("batch_size>16")
             page.locator("#points thead th[data-name=dropout] button").click()
             page.locator("#points tbody tr").nth(3).get_by_role("button").click()
