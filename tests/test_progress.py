@@ -1,6 +1,7 @@
 """progress: a live table on a terminal, plain lines in a log."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
@@ -116,3 +117,18 @@ def test_a_race_counts_what_it_stopped_and_what_goes_on(plan: Plan) -> None:
         "trial 1/2 ok",
         "trial 2/2 ok",
     ]
+
+
+def test_a_page_gets_what_runs_as_plain_values(plan: Plan) -> None:
+    """The epochs of running trials, how many wait, and the time left; what has ended is in the results."""
+    first = plan.trials[0]
+    with Progress(plan, plan.trials, "val_loss", 1, Console(file=io.StringIO())) as progress:
+        progress.started(first.id)
+        progress.epoch(first.id, epoch(1, 0.6))
+        tree = json.loads(json.dumps(progress.as_tree()))
+        assert (tree["waiting"], tree["left_s"]) == (1, pytest.approx(2.0 + 2 * 2.0, rel=0.5))
+        (running,) = tree["running"].items()
+        assert running == (first.id, {"epochs": 2, "history": [{"epoch": 1, **epoch(1, 0.6).figures}]})
+        progress.epoch(first.id, epoch(2, 0.8))
+        progress.ended(Result(trial_id=first.id, status="ok", epochs=2))
+        assert progress.as_tree()["running"] == {}

@@ -109,6 +109,7 @@ def test_only_the_pages_own_scripts_may_run(run: Run):
     assert re.findall(r"'sha256-([^']+)'", policy) == digests
     assert "unsafe-inline" not in policy.partition("style-src")[0]
     assert "unsafe-eval" not in policy
+    assert "connect-src 'none'" in policy
 
 
 def test_what_the_run_does_not_hold_is_left_out(run: Run):

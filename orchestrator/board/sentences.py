@@ -1,6 +1,7 @@
 """Sentences: the verdict as a person reads it. Pure."""
 
 import math
+from typing import Literal
 
 from orchestrator.board.chance import (
     always,
@@ -16,6 +17,8 @@ from orchestrator.board.estimates import Configuration, spread
 from orchestrator.board.verdict import Verdict, turning_point
 from orchestrator.metrics import METRICS, Metric
 from orchestrator.words import clock, plural
+
+Sign = Literal["good", "fair", "bad"]
 
 _SEEN_IN = 3  # epochs: the lowest val_loss, and two after it
 # make bench-race prints it
@@ -46,6 +49,27 @@ def sentences(verdict: Verdict) -> list[str]:
         *say_few(verdict.classes),
         *_say_curve(verdict),
     ]
+
+
+def glance(verdict: Verdict) -> list[tuple[Sign, str]]:
+    """The verdict in a few words: whether the best is known to be that, and what is wrong with it."""
+    others = len(verdict.ranked) - 1
+    signs: list[tuple[Sign, str]] = []
+    if verdict.no_better:
+        signs.append(("bad", f"not shown to beat {always(verdict.classes)}"))
+    elif not others:
+        signs.append(("fair", "the only configuration" if verdict.asked == 1 else "the only one that is ok so far"))
+    elif verdict.comparison.seeds == 1:
+        signs.append(("fair", "one seed: others may order them otherwise"))
+    elif verdict.rivals:
+        signs.append(("fair", f"{len(verdict.rivals)} of {plural(others, 'other')} may be as good"))
+    else:
+        signs.append(("good", f"ahead of {'all' if others > 1 else 'the'} {plural(others, 'other')}"))
+    if others and verdict.asked > len(verdict.ranked):
+        signs.append(("fair", f"{verdict.asked - len(verdict.ranked):,} more are not compared"))
+    if verdict.overfitting:
+        signs.append(("fair", f"overfits from epoch {verdict.overfitting.epoch}"))
+    return signs
 
 
 def _say_best(verdict: Verdict) -> str:

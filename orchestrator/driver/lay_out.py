@@ -34,6 +34,7 @@ class Options:
         share_epochs: Points that differ only in epochs share one trial.
         takeover: Take the lease even if another driver has it.
         mlflow: Address of the server to log to.
+        serve: Serve the page while it trains.
         folder: Where the spec lies, from the current folder, and with it maybe the model's module.
     """
 
@@ -45,6 +46,7 @@ class Options:
     mlflow: str | None = None
     keep_checkpoints: KeepCheckpoints = KeepCheckpoints.all
     folder: str = "."
+    serve: bool = False
 
 
 def lay_out(spec: Spec, options: Options) -> tuple[WorkerContext, Plan]:

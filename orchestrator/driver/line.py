@@ -9,6 +9,7 @@ from rich.console import Console
 
 from orchestrator.data.changes import remember
 from orchestrator.display.page import write_page
+from orchestrator.display.serving import serving
 from orchestrator.documents import document
 from orchestrator.driver.ending import address_to_tell, ending, record_beginning
 from orchestrator.driver.lay_out import Options
@@ -77,7 +78,7 @@ def train_grid(spec: Spec, options: Options, console: Console) -> tuple[RunState
     watch = GridWatch(state, meter)
     record_beginning(state)
     try:
-        _complete(state, watch, ending(state, watch, spec.notify, url, console), options.takeover, console)
+        _complete(state, watch, ending(state, watch, spec.notify, url, console), options, console)
         state.raise_if_taken_over()
     except KeyboardInterrupt:  # a second signal
         watch.interrupted = True
@@ -93,21 +94,21 @@ def log_to_mlflow(state: RunState, server: str | None, console: Console) -> None
         console.out(f"mlflow: {plural(logged, 'point')} logged to experiment {name} at {one_line(server)}")
 
 
-def _complete(state: RunState, watch: GridWatch, end: Ending, takeover: bool, console: Console) -> None:
+def _complete(state: RunState, watch: GridWatch, end: Ending, options: Options, console: Console) -> None:
     """Train what remains, if anything does, and then bring tables, models and page up to date.
 
     end: around all that is done while the run folder is held.
     """
     if todo := state.left:
-        _train(state, watch, end, todo, takeover, console)
+        _train(state, watch, end, todo, options, console)
         return
     with on_signals(watch.interrupt), contextlib.ExitStack() as held:
-        _take_folder(state, watch, end, takeover, held, console)
+        _take_folder(state, watch, end, options.takeover, held, console)
         _finish(state, watch, None, console)
 
 
 def _train(
-    state: RunState, watch: GridWatch, end: Ending, todo: tuple[Trial, ...], takeover: bool, console: Console
+    state: RunState, watch: GridWatch, end: Ending, todo: tuple[Trial, ...], options: Options, console: Console
 ) -> None:
     """Train these trials, and write the tables while results arrive."""
     from orchestrator.cluster.connect import connect  # here, so that --plan and a finished run load no Ray
@@ -126,12 +127,14 @@ def _train(
 
         def take_folder(unreadable: Mapping[int, str]) -> None:
             skipped = skipped_files(context.index, unreadable, spec)
-            _take_folder(state, watch, end, takeover, held, console)
+            _take_folder(state, watch, end, options.takeover, held, console)
             context.run.write_dataset(dataset_facts(context.index, unreadable, spec))
             context.run.write_index(remember(context.index))
             if skipped:
                 context.run.write_skipped(skipped)
                 console.out(f"{plural(len(skipped), 'file')} left out: listed in skipped.json")
+            if options.serve:
+                console.out(f"the page, while it trains: {held.enter_context(serving(context.run))}")
 
         watch.before_first_trial(take_folder)
         held.enter_context(on_signals(watch.interrupt))

@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -13,10 +14,11 @@ from orchestrator.metrics import METRICS, shown
 from orchestrator.plans.points import Plan, Trial
 from orchestrator.runs.result import Epoch, Result
 from orchestrator.terminal import live
-from orchestrator.words import clock, plural
+from orchestrator.words import clock, now, plural
 
 _LINES = 12  # trials shown at once, however many run
 _LINE_S = 5.0  # between two lines on features
+_CURVES = 200  # running trials whose epochs a page shows, however many run
 
 
 class Progress:
@@ -39,7 +41,7 @@ class Progress:
         self._todo = {trial.id: trial for trial in todo}  # longest first
         self._todo_s = sum(trial.forecast_s for trial in todo)
         self._metric, self._slots, self._console = METRICS[metric], slots, console
-        self._running: dict[str, Epoch | None] = {}
+        self._running: dict[str, list[Epoch]] = {}
         self._epochs_done: dict[str, float] = {}  # of running trials
         self._ended = self._failed = 0
         self._stopped = set(stopped)
@@ -63,7 +65,7 @@ class Progress:
             self._live.__exit__(None, None, None)
 
     def started(self, trial_id: str) -> None:
-        self._running[trial_id] = None
+        self._running[trial_id] = []
         self._stopped.discard(trial_id)  # a race may let it go on
         if trial_id not in self._todo:  # or give a configuration another seed
             self._await(self._trials[trial_id])
@@ -88,7 +90,7 @@ class Progress:
 
     def epoch(self, trial_id: str, epoch: Epoch) -> None:
         trial = self._trials[trial_id]
-        self._running[trial_id] = epoch
+        self._running.setdefault(trial_id, []).append(epoch)
         self._epochs_done[trial_id] = epoch.epoch
         self._measured_s += epoch.train_s + epoch.validate_s
         self._forecast_s += trial.forecast_s / trial.epochs
@@ -164,6 +166,24 @@ class Progress:
             longest_s = max(longest_s, todo.forecast_s if (todo := self._todo.get(waiting)) else 0.0)
         return max((self._todo_s - done_s) / self._slots, longest_s) * self._pace
 
+    def as_tree(self) -> dict[str, Any]:
+        """How far the run is, as plain values, for a page: what runs, with its epochs so far, and the time left."""
+        running = {
+            trial_id: {
+                "epochs": self._trials[trial_id].epochs,
+                "history": [{"epoch": each.epoch, **each.figures} for each in epochs] if i < _CURVES else [],
+            }
+            for i, (trial_id, epochs) in enumerate(self._running.items())
+        }
+        waiting = sum(trial_id not in self._running for trial_id in self._todo)
+        return {
+            "written": now(),
+            "left_s": self._left_s(),
+            "waiting": waiting,
+            "running": running,
+            "preparing": list(self._preparing.values()),
+        }
+
     def say(self, line: str) -> None:
         """Print a line into a job log; a terminal has the table instead."""
         if not self._live:
@@ -179,8 +199,8 @@ class Progress:
         names = shown("live")
         for name in ("trial", "epoch", *names, "images/s"):
             table.add_column(name, justify="left" if name == "trial" else "right")
-        for trial_id, epoch in list(self._running.items())[:_LINES]:
-            trial = self._trials[trial_id]
+        for trial_id, epochs in list(self._running.items())[:_LINES]:
+            trial, epoch = self._trials[trial_id], epochs[-1] if epochs else None
             cells = (
                 (
                     f"{epoch.epoch}/{trial.epochs}",

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.board.table import build_board, build_history, build_predictions
+from orchestrator.display.page import write_page
 from orchestrator.errors import BadInput
 from orchestrator.plans.points import Plan, Point, Trial, remaining
 from orchestrator.race.course import Course, run_course
@@ -22,6 +23,10 @@ from orchestrator.runs.winner import delete_beaten, leading_point, trained_point
 from orchestrator.store import StoreError
 from orchestrator.tracking.tensorboard import write_events
 from orchestrator.words import plural
+
+_PROGRESS_S = 2.0  # between two writes of progress.json
+_PAGE_S = 60.0  # and of report.html
+_SHARE = 0.01  # of the driver's time, at most, for each of these two
 
 
 class RunState:
@@ -47,7 +52,8 @@ class RunState:
         self.lease: Lease | None = None
         self.events = Events(context.run.store)
         self._course: tuple[tuple[int, ...], Course | None] = ((), None)
-        self._next_write_s = 0.0
+        self._next_write_s = self._next_progress_s = 0.0
+        self._next_page_s = time.monotonic() + _PAGE_S
         index = context.index
         counts = np.bincount(index.labels[index.judged], minlength=len(index.classes))
         self._classes = dict(zip(index.classes, counts.tolist(), strict=True))
@@ -141,6 +147,7 @@ class RunState:
         run = self.context.run
         run.write_tables(self._tables(self.board))
         run.write_race(describe_course(self.course) if self.course else None)
+        run.write_progress(None)
         write_events(run, self.trained, self.results, run.list_events())
 
     def write_events_if_due(self, say: Callable[[str], None]) -> None:
@@ -179,3 +186,26 @@ class RunState:
         except StoreError as error:
             say(f"the leaderboard could not be written: {error}")
         self._next_write_s = time.monotonic() + 9 * (time.monotonic() - began)
+
+    def show_if_due(self, progress: Callable[[], Mapping[str, Any]], say: Callable[[str], None]) -> None:
+        """Write what runs now every two seconds, and the page every minute; each in 1% of the driver's time at most.
+
+        say: called with the reason if that fails.
+        """
+        began = time.monotonic()
+        try:
+            if began >= self._next_progress_s and self.holds_lease():
+                self.context.run.write_progress(progress())
+                self._next_progress_s = _next(began, _PROGRESS_S)
+            if began >= self._next_page_s and self.holds_lease():
+                write_page(self.context.run)
+                self._next_page_s = _next(began, _PAGE_S)
+        except BadInput as error:
+            self._next_progress_s, self._next_page_s = _next(began, _PROGRESS_S), _next(began, _PAGE_S)
+            say(f"the page could not be written: {error}")
+
+
+def _next(began_s: float, every_s: float) -> float:
+    """When to do it again that began then, and has just ended."""
+    ended_s = time.monotonic()
+    return ended_s + max(every_s, (ended_s - began_s) / _SHARE)

@@ -110,6 +110,7 @@ class GridWatch:
 
     def over(self) -> bool:
         self._state.write_events_if_due(self.say)
+        self._state.show_if_due(self.progress.as_tree, self.say)
         if self.stop.is_set() or not self._meter.used_up(time.monotonic()):
             return False
         self.budget_used_up = True

@@ -4,6 +4,7 @@
     features/<view>/<chunk>.f32 and <view>.json: of a backbone; see data/features.py
     index.parquet: which images these are; see data/changes.py
     race.json  leaderboard.parquet  history.parquet  predictions.parquet  report.html  dataset.json  events/<point>/…
+    progress.json: what runs now, and how long it will take; only while a driver is at work
     models/best.keras, .json and -validation.parquet: the winner's; <point>.…: kept; candidates/<point>.…: may still win
     events.jsonl: what happened; see events.py. told.json: of which ends of the run somebody was told
     test.json: each time that a winner was shown the test images; models/best-test.parquet: what it said of them
@@ -42,6 +43,7 @@ SKIPPED = "skipped.json"
 DATASET = "dataset.json"
 INDEX = "index.parquet"
 REPORT = "report.html"
+PROGRESS = "progress.json"
 BEST = "best"
 VALIDATION = f"models/{BEST}-validation.parquet"
 TEST = f"models/{BEST}-test.parquet"
@@ -251,6 +253,13 @@ class Run:
             self.store.delete("race.json")
         else:
             self.store.write("race.json", json.dumps(course, indent=1).encode())
+
+    def write_progress(self, progress: Mapping[str, Any] | None) -> None:
+        """Write what runs now, for people: nothing is read back from it. None: nothing does, and there is no file."""
+        if progress is None:
+            self.store.delete(PROGRESS)
+        else:
+            self.store.write(PROGRESS, json.dumps(progress).encode())
 
     def read_if_there(self, key: str) -> bytes | None:
         """One file of the run folder; None if it does not exist."""
