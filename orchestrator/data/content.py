@@ -63,6 +63,8 @@ def find_duplicates(content: pa.Array | pa.ChunkedArray, part: np.ndarray, label
     Kept is the copy that is tested, or else one that validates: an image that trains is missed least.
     """
     twice = _twice(content)
+    if not len(twice):
+        return Duplicates(np.empty((0, 2), np.int64), 0)
     texts = pa.array(content.take(pa.array(twice)).to_pylist(), pa.string())
     codes = texts.dictionary_encode().indices.to_numpy()
     part_of, rank = part[twice], np.where(part[twice] == TEST, -1, part[twice])
@@ -75,9 +77,11 @@ def find_duplicates(content: pa.Array | pa.ChunkedArray, part: np.ndarray, label
 def _twice(content: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Rows whose text another row has too, by way of 60 bits of each: a table of a million texts would take 60 MB."""
     texts = itertools.chain.from_iterable(slices(content))
-    numbers = np.fromiter((-row if text is None else int(text[:15], 16) for row, text in enumerate(texts, 1)), np.int64)
+    found = (-row if text is None else int(text[:15], 16) for row, text in enumerate(texts, 1))
+    numbers = np.fromiter(found, np.int64, len(content))
     order = np.argsort(numbers, kind="stable")
-    same = numbers[order][1:] == numbers[order][:-1]
+    numbers = numbers[order]
+    same = numbers[1:] == numbers[:-1]
     return np.sort(order[np.concatenate([same, [False]]) | np.concatenate([[False], same])])
 
 

@@ -140,7 +140,7 @@ def _in_order(names: list[str], numbered: Sequence[str], rule: int) -> tuple[str
 def _content(store: Store, table: pa.Table) -> pa.Array | pa.ChunkedArray | None:
     """Index.content, found out once for each object."""
     first = first_of_each(table["key"])
-    found = contents(store, table.take(first))
+    found = contents(store, table if len(first) == len(table) else table.take(first))
     if found is None or len(found) == len(table):
         return found
     return found.take(pa.array(np.searchsorted(first, np.arange(len(table)), side="right") - 1))

@@ -41,7 +41,9 @@ def split(images: pa.Table, labels: np.ndarray, data: Data) -> np.ndarray:
         part[_draws(images["path"]) < limit] = 0
         return part
     test_split = 0.0 if (given == TEST).any() else data.test_split
-    chosen, own = images.take(pa.array(open_)), labels[open_]
+    chosen, own = images.select(["path", "group"]), labels[open_]
+    if len(open_) < len(part):
+        chosen = chosen.take(pa.array(open_))
     if images["group"].null_count < len(images):
         part[open_] = _of_groups(chosen, own, data, test_split)
     else:

@@ -163,7 +163,7 @@ class Bucket(Store):
                     aside.odd.append((key, reason))
                 # "dir/", a console's marker of an empty directory, arrives as "dir", which does not exist
                 elif size or self.exists(key):
-                    yield Object(self._checked(key), size, _etag(meta))
+                    yield Object(key if aside else self._checked(key), size, _etag(meta))
                 elif aside:
                     aside.empty.append(f"{key}/")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -204,9 +205,15 @@ def _ended(text: bytes) -> bytes:
     return text + b"\n" * (text != b"" and not text.endswith(b"\n"))
 
 
+_CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+_ODD = re.compile(rf"{_CONTROL.pattern}|\\|(?:^|/)(?:/|$|\.)")  # one search, for there may be a million keys
+
+
 def unaddressable(key: str, *, hidden: bool = False) -> str | None:
     """Why a store may be unable to hold this very key; None if all can. Pure. hidden: parts may begin with "."."""
-    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in key):
+    if not _ODD.search(key):
+        return None
+    if _CONTROL.search(key):
         return "must hold no control character and be valid Unicode: rename it"
     if "\\" in key:  # some stores take it for "/"
         return 'must hold no "\\": rename it'
