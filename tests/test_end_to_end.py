@@ -111,7 +111,10 @@ def test_the_page_is_drawn_in_a_browser(shirts: Path, visit: Callable) -> None:
         chart.locator(".main-svg, .why").first.wait_for()
     assert len(charts) > 8
     assert page.locator(".chart .why").count() == 0
-    assert "best: batch_size=" in page.locator("#verdict").text_content()
+    best = board(shirts).iloc[0]
+    assert (
+        page.locator("#verdict").text_content() == f"Best configurationbatch_size{best.batch_size}epochs{best.epochs}"
+    )
 
 
 def test_the_same_command_again_trains_nothing(shirts: Path, tmp_path: Path) -> None:
