@@ -98,6 +98,7 @@ def test_an_open_run(shirts: Path) -> None:
     assert [list(line.y) for line in curves.data if line.name == run.verdict.values.best.label] == [
         [epoch["val_loss"] for epoch in run.verdict.values.curve]
     ]
+    assert curves.layout.xaxis.dtick == 1  # there is no epoch 1.5
     with pytest.raises(orchestrator.BadInput, match=r"metric must be one that epochs record .*, got train_s"):
         run.plot.curves("train_s")
     (cells,) = run.plot.heatmap("epochs", "batch_size").data

@@ -55,7 +55,9 @@ def draw_curves(board: pa.Table, history: pa.Table, metric: str | None) -> Figur
         values = [epoch[name] for epoch in mean]
         figure.add_scatter(x=epochs, y=values, name=each.label, mode="lines+markers", line_color=colour, marker_size=4)
     title = f"{name}, the best {len(folded)} configurations" if len(folded) > 1 else name
-    return figure.update_layout(title=title, xaxis_title="epoch", yaxis_title=name, template="plotly_white")
+    whole = {"dtick": 1} if max(map(len, means)) <= 8 else {"nticks": 8}  # there is no epoch 1.5
+    figure.update_xaxes(title="epoch", tickformat="d", **whole)
+    return figure.update_layout(title=title, yaxis_title=name, template="plotly_white")
 
 
 def draw_effects(board: pa.Table, history: pa.Table) -> Figure:
