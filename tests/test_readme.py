@@ -51,7 +51,8 @@ def commands(text: str) -> list[str]:
 
 
 def is_run(heading: str, command: str) -> bool:
-    return not (heading in CLUSTERS or TO_FILL_IN.search(command) or command.split()[0] in SERVERS)
+    goes_on = command.split()[0] in SERVERS or command.endswith("--serve")
+    return not (heading in CLUSTERS or TO_FILL_IN.search(command) or goes_on)
 
 
 COMMANDS = [(heading, line) for heading, language, text in parts() if language == "sh" for line in commands(text)]
