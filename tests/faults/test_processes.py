@@ -168,6 +168,7 @@ PARTS = [
 ]
 
 
+@pytest.mark.long
 def test_a_part_of_ray_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str, str], tried: Note) -> None:
     """The driver hears Ctrl-C all the same, or ends by itself: with one line, its tables in order, the run let go."""
     drivers = []
