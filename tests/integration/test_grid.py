@@ -80,7 +80,7 @@ import keras
 
 @keras.saving.register_keras_serializable()
 class Ends(keras.layers.Layer):
-    # in training, in the second epoch, its worker ends, or the loss becomes no number
+    # in training, in the second epoch, its worker ends, or the loss becomes no number: a relu may make NaN 0
 
     def __init__(self, kills=False, **kwargs):
         super().__init__(**kwargs)
@@ -118,10 +118,10 @@ def moody(input_shape, classes, dropout=0.5, mood="well"):
     bias = keras.initializers.Constant(float("nan") if mood == "diverges" else 0.0)
     layers = [
         keras.Input(input_shape),
-        *([Ends(mood.startswith("kills"))] if mood.endswith("later") else []),
         keras.layers.Conv2D(4, 3, activation="relu", activity_regularizer=keras.regularizers.L2(1e-3)),
         keras.layers.Flatten(),
         keras.layers.Dropout(dropout),
+        *([Ends(mood.startswith("kills"))] if mood.endswith("later") else []),
         keras.layers.Dense(1, activation="sigmoid", bias_initializer=bias),
     ]
     return keras.Sequential(layers)
