@@ -417,14 +417,14 @@ let waiting = false;
 function later() {
   if (waiting || !window.Plotly) return;
   waiting = true;
-  (window.requestIdleCallback ?? setTimeout)(() => {
+  (window.requestIdleCallback ?? ((draw) => setTimeout(draw)))(() => {
     waiting = false;
     const next = [...charts.keys()].find((id) => charts.get(id).stale && $(id).clientWidth);
     if (next) {
       paint(next);
       later();
     }
-  });
+  }, { timeout: 500 }); // on a machine that is busy with trials a browser is never idle
 }
 
 // draw gives { traces, layout, says, select } (says: the chart in words; select: what a box over it chooses), or a
