@@ -73,8 +73,9 @@ WRONG = [
     ("augment.horizontal_flip", "yes", "augment.horizontal_flip must be true or false, got 'yes'"),
     ("augment.horizontal_flip", 1, "augment.horizontal_flip must be true or false, got 1"),
     ("train.early_stopping", 3, "train.early_stopping must be a mapping, got 3"),
-    ("model", "resnet", "model must be auto, head, small_cnn or package.module:function, got 'resnet'"),
-    ("model", "a..b:c", "model must be auto, head, small_cnn or package.module:function, got 'a..b:c'"),
+    ("model", "resnet", "model must be auto, head, small_cnn, wide_cnn, deep_cnn, small_vgg, all_cnn, small_resnet, "
+     "large_resnet, se_resnet, separable_cnn, small_convnext, mlp or package.module:function, got 'resnet'"),
+    ("model", "a..b:c", "model must be auto, head, small_cnn, "),
     (
         "metric",
         "f1",

@@ -155,7 +155,7 @@ class Best:
         from orchestrator.train.model_file import load
 
         data, facts, name = read_model(self._run.store.uri)
-        return load(data, name, str(facts.spec.get("model")))
+        return load(data, name, facts.model)
 
     def predict(self, images: Pictures) -> Table:
         """What the model says of images, which are prepared as in training.

@@ -15,6 +15,7 @@ from orchestrator.spec.sections import Spec
 from orchestrator.words import plain
 
 SCHEMA_VERSION = 2
+_WEIGHT_BYTES = 4  # weights are float32, whatever the precision is
 _TIME = pa.timestamp("s", tz="UTC")
 _BEFORE = {"rank": pa.int32(), "point_id": pa.string(), "trial_id": pa.string(), "status": pa.string()}
 _AFTER = {
@@ -27,6 +28,9 @@ _AFTER = {
     "steps_per_epoch": pa.int32(),
     "train_s": pa.float64(),
     "images_per_s": pa.float64(),
+    "parameters": pa.int64(),
+    "model_mb": pa.float64(),
+    "ms_per_image": pa.float64(),
     "cost_usd": pa.float64(),
     "peak_memory_mb": pa.float64(),
     "device": pa.string(),
@@ -54,7 +58,8 @@ def build_board(
 
     score: the mean of the metric over the last fifth of a point's epochs; see run/result.py. The metric itself is that
     of the epoch whose weights are the point's model. best_epoch: the one that early stopping restores, or else the one
-    with the best value of the metric.
+    with the best value of the metric. parameters, model_mb: size of the model that is trained, of a head without its
+    backbone. ms_per_image: to validate an image in batches on one worker, in the fastest epoch after the first.
     results: trial id -> result, ok or failed. running: ids of running trials. stopped: trial id -> why a race gives it
     no more epochs. about: what else `facts` says of the board: see there.
     """
@@ -174,8 +179,10 @@ def _row(spec: Spec, point: Point, result: Result | None, running: bool, stopped
 
 def _figures(spec: Spec, point: Point, result: Result) -> dict[str, Any]:
     row: dict[str, Any] = {
-        name: getattr(result, name) for name in ("steps_per_epoch", "peak_memory_mb", "device", "node", "error")
+        name: getattr(result, name)
+        for name in ("steps_per_epoch", "parameters", "peak_memory_mb", "device", "node", "error")
     }
+    row["model_mb"] = None if result.parameters is None else result.parameters * _WEIGHT_BYTES / 1e6
     row |= {
         name: datetime.fromisoformat(text) if (text := getattr(result, name)) else None
         for name in ("started_at", "finished_at")
@@ -196,8 +203,16 @@ def _figures(spec: Spec, point: Point, result: Result) -> dict[str, Any]:
         "epochs_trained": len(history),
         "train_s": train_s,
         "images_per_s": sum(epoch.images_per_s * epoch.train_s for epoch in history) / train_s if train_s else None,
+        "ms_per_image": _ms_per_image(result, history),
         "cost_usd": _cost_usd(spec, result, history),
     }
+
+
+def _ms_per_image(result: Result, history: Sequence[Epoch]) -> float | None:
+    """How long the model takes for a validation image, in its fastest epoch; the first one also builds its graph."""
+    if not result.validation_images or len(history) < 2:
+        return None
+    return min(epoch.validate_s for epoch in history[1:]) / result.validation_images * 1000
 
 
 def _cost_usd(spec: Spec, result: Result, history: Sequence[Epoch]) -> float | None:

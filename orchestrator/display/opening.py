@@ -27,9 +27,11 @@ def read_board(uri: str) -> pa.Table:
             f"`python -m orchestrator.grid` printed"
         ) from None
     _check(board, f"{name} in {folder}")
-    for column in ("cost_usd", *shown("board")):  # an older version did not have these
+    # an older version did not have these
+    for column in ("cost_usd", "parameters", "model_mb", "ms_per_image", *shown("board")):
         if column not in board.column_names:
-            board = board.append_column(column, pa.nulls(board.num_rows, pa.float64()))
+            kind = pa.int64() if column == "parameters" else pa.float64()
+            board = board.append_column(column, pa.nulls(board.num_rows, kind))
     if "score" not in board.column_names and (metric := facts(board)["metric"]) in board.column_names:
         board = board.append_column("score", board[metric])  # older versions ranked by the last epoch
     if "stopped_because" not in board.column_names:

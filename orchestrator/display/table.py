@@ -72,11 +72,17 @@ def columns(board: pa.Table, more: Sequence[str] = ()) -> list[str]:
         *(["score"] if board["score"].to_pylist() != board[about["metric"]].to_pylist() else []),
         *([] if about["metric"] in metrics else [about["metric"]]),
         *metrics,
-        *("best_epoch", "train_s", "images_per_s", *more),
+        *("best_epoch", "train_s", "images_per_s", *_sizes(board), *more),
         *(["cost_usd"] if any(board["cost_usd"].to_pylist()) else []),
         "status",
         *(name for name in ("error", "stopped_because") if any(board[name].to_pylist())),
     ]
+
+
+def _sizes(board: pa.Table) -> list[str]:
+    """Size and speed of the models, where not all are of one size."""
+    sizes = {value for value in board["parameters"].to_pylist() if value is not None}
+    return ["parameters", "model_mb", "ms_per_image"] if len(sizes) > 1 else []
 
 
 def _least_important(board: pa.Table, names: Sequence[str]) -> list[str]:
@@ -88,6 +94,7 @@ def _least_important(board: pa.Table, names: Sequence[str]) -> list[str]:
     axes = [name for name in about["axes"] if name in names]
     order = [
         "stopped_because",
+        "model_mb",
         "images_per_s",
         "best_epoch",
         *settled,
@@ -95,6 +102,8 @@ def _least_important(board: pa.Table, names: Sequence[str]) -> list[str]:
         *metrics,
         *spreads,
         "train_s",
+        "ms_per_image",
+        "parameters",
         "error",
         "status",
     ]
@@ -112,6 +121,8 @@ def cell(value: Any, name: str) -> str:
     if isinstance(value, float):
         if name in ("images_per_s", "peak_memory_mb"):
             return f"{value:.0f}"
+        if name in ("model_mb", "ms_per_image"):
+            return f"{value:.3g}"
         if name == "share":
             return f"{value:.1%}"
         if metric := of_column(name):

@@ -97,7 +97,8 @@ def look(spec: Spec, options: Options, console: Console) -> Standing:
 
 def largest_mb(spec: Spec, trials: Sequence[Trial], memory_mb: Callable[[Settings], float]) -> float:
     """What memory_mb says of the trial of which it says most."""
-    alike = {(trial.values.get("batch_size"), trial.values.get("image_size")): trial.values for trial in trials}
+    deciding = ("model", "batch_size", "image_size")
+    alike = {tuple(map(trial.values.get, deciding)): trial.values for trial in trials}
     return max(memory_mb(resolve(spec, values)) for values in alike.values())
 
 

@@ -11,7 +11,7 @@ from orchestrator.spec.sections import Spec
 from orchestrator.words import plural
 
 _SLOTS = {"adam": 2, "adamw": 2, "nadam": 2, "rmsprop": 1, "adagrad": 1, "sgd": 0}  # numbers that it keeps for a weight
-_DEPENDS_ON = ("image_size", "optimizer", "backbone", "unfreeze", "hidden")
+_DEPENDS_ON = ("model", "image_size", "optimizer", "backbone", "unfreeze", "hidden")
 
 
 def describe_disk(plan: Plan, spec: Spec, classes: int, found: Collection[int], kept: tuple[int, int]) -> str:

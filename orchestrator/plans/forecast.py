@@ -5,10 +5,11 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.spec.axes import Settings
 from orchestrator.spec.backbones import Pretrained
+from orchestrator.spec.own_models import OWN_MODELS
 from orchestrator.spec.sections import Data, Resources
 
 
@@ -73,12 +74,19 @@ _STEP_BYTES_PER_PIXEL = 2000  # activations, gradients and workspace of small_cn
 def gpu_memory_mb(settings: Settings, counts: Counts) -> float:
     """GPU memory that a trial is expected to take, in MB, including the decoded images of its data set."""
     images = counts.images * 3 * math.prod(settings.data.image_size)
-    return _GPU_CONTEXT_MB + (images + _batch_pixels(settings) * _STEP_BYTES_PER_PIXEL) / 1e6
+    step = _batch_pixels(settings) * _STEP_BYTES_PER_PIXEL * _work(settings, "activations")
+    return _GPU_CONTEXT_MB + (images + step) / 1e6
 
 
 def worker_memory_mb(settings: Settings) -> float:
     """Memory that a worker may take to train this trial on CPUs, in MB."""
-    return WORKER_MB + _batch_pixels(settings) * _WORKER_BYTES_PER_PIXEL / 1e6
+    return WORKER_MB + _batch_pixels(settings) * _WORKER_BYTES_PER_PIXEL * _work(settings, "activations") / 1e6
+
+
+def _work(settings: Settings, what: Literal["gmacs", "activations"]) -> float:
+    """How many times as much as small_cnn a network of this package needs; 1 for any other."""
+    own = OWN_MODELS.get(settings.model)
+    return getattr(own, what) / getattr(OWN_MODELS["small_cnn"], what) if own else 1.0
 
 
 def _batch_pixels(settings: Settings) -> int:
@@ -143,9 +151,8 @@ FIRST_GUESS = Pace(
 
 
 # What an epoch's forecast depends on, of the axes
-EPOCH_DEPENDS_ON = ("batch_size", "image_size", "training_images", "precision", "backbone", "unfreeze")
+EPOCH_DEPENDS_ON = ("model", "batch_size", "image_size", "training_images", "precision", "backbone", "unfreeze")
 
-_SMALL_CNN_GMACS = 0.0196  # to validate one image of 64 x 64
 _SLOWER = 1.6  # a pretrained network than small_cnn, for as many GMACs: measured for MobileNet on two cores
 _HEAD_STEP_S, _HEAD_IMAGE_S = 0.0004, 0.000004  # of a step, and of an image in it: measured for 1024 features
 
@@ -153,13 +160,14 @@ _HEAD_STEP_S, _HEAD_IMAGE_S = 0.0004, 0.000004  # of a step, and of an image in 
 def backbone_image_s(backbone: Pretrained, image_size: tuple[int, int], pace: Pace = FIRST_GUESS) -> float:
     """Seconds for one core or GPU to make the features of one image."""
     gmacs = backbone.gmacs * math.prod(image_size) / 224**2
-    return gmacs / _SMALL_CNN_GMACS * pace.validation_image_s["float32"] * _SLOWER
+    return gmacs / OWN_MODELS["small_cnn"].gmacs * pace.validation_image_s["float32"] * _SLOWER
 
 
 def epoch_s(settings: Settings, counts: Counts, pace: Pace = FIRST_GUESS, backbone: Pretrained | None = None) -> float:
     """Seconds of one epoch with its validation, on one worker, once features are there.
 
-    The pace is that of small_cnn, or of a head on 1024 features, whatever the model is.
+    The pace is that of small_cnn, from which other networks of this package are told by their multiply-adds, or of a
+    head on 1024 features; a user's model is taken for one of these.
     """
     images = counts.training_of(settings.data)
     full, rest = divmod(images, settings.train.batch_size)
@@ -169,7 +177,7 @@ def epoch_s(settings: Settings, counts: Counts, pace: Pace = FIRST_GUESS, backbo
     if backbone:  # backwards through a few layers only, forwards through all
         return (1.5 * images + counts.validation) * backbone_image_s(backbone, settings.data.image_size, pace)
     precision = settings.train.precision if settings.train.precision in pace.step_s else "float32"
-    scale = math.prod(settings.data.image_size) / _SIDE**2
+    scale = math.prod(settings.data.image_size) / _SIDE**2 * _work(settings, "gmacs")
     fixed_s, step_s = _step_s(pace.step_s[precision], settings.train.batch_size)
     train_s = math.ceil(steps) * fixed_s + steps * (step_s - fixed_s) * scale
     return train_s + counts.validation * pace.validation_image_s[precision] * scale

@@ -12,7 +12,7 @@ from orchestrator.spec.networks import Networks
 from orchestrator.spec.sections import Spec, is_streamed
 
 _FINE_TUNE = "train.fine_tune_learning_rate"
-_IN_KIND = ("epochs", "backbone", "unfreeze")  # axes that do not stand in the hash as they are
+_IN_KIND = ("epochs", "model", "backbone", "unfreeze")  # axes that do not stand in the hash as they are
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class TrialHashes:
         return short(self.of(values, texts, draw, epochs, frozen=True))
 
     def _kind(self, values: Mapping[str, Any]) -> _Kind:
-        names = ("backbone", "unfreeze", "image_size", "training_images")
+        names = ("model", "backbone", "unfreeze", "image_size", "training_images")
         key = tuple(values.get(name) for name in names)
         if key not in self._kinds:
             settings = resolve(self._spec, {name: values[name] for name in names if name in values})

@@ -1,7 +1,7 @@
 """Points: which points the grid has, and which trials train them. Pure."""
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,12 +130,13 @@ def make_plan(
     """
     shared = {**shared_settings(spec), "index": index_digest} | ({"split": counts.split} if counts.split else {})
     if "backbone" not in spec.axes:
-        lines = networks.lines(resolve(spec, {}), spec.axes)
+        own = networks.backbone_lines if "model" in spec.axes else lambda s: networks.lines(s, spec.axes)
+        lines = own(resolve(spec, {}))
         shared |= {name: value for name, value in lines.items() if name not in map(axis_path, spec.axes)}
-    elif len(found := models(spec)) == 1:
+    elif "model" not in spec.axes and len(found := models(spec)) == 1:
         shared |= {"model": found[0], "model source": networks.codes[found[0]].digest}
     hashes = TrialHashes(spec, counts, shared, networks, share_epochs)
-    points = tuple(_points(spec, _defaults(spec, networks), hashes))
+    points = tuple(_points(spec, networks, hashes))
     if not points:
         raise BadInput("exclude takes out every point of the grid: nothing is left to train")
     trials = _trials(points, spec, counts, hashes, networks, pace)
@@ -144,10 +145,10 @@ def make_plan(
     return Plan(spec.axes, points, trials, counts, shared, features)
 
 
-def _points(spec: Spec, defaults: Mapping[str, Any], hashes: TrialHashes) -> Iterator[Point]:
+def _points(spec: Spec, networks: Networks, hashes: TrialHashes) -> Iterator[Point]:
     """Every point of the spec. Raises BadInput for one that is listed twice."""
     seen: dict[str, tuple[str, Mapping[str, Any]]] = {}
-    for values, texts, where in _combinations(spec, defaults):
+    for values, texts, where in _combinations(spec, networks):
         epochs = values.get("epochs", spec.train.epochs)
         for seed, fold in spec.draws:
             of_trial = hashes.of(values, texts, (seed, fold), epochs)
@@ -244,7 +245,7 @@ def count_by_state(plan: Plan, done: Mapping[str, int], before: Collection[str])
     return {"done": len(finished), "missing": len(plan.points) - len(finished) - len(new), "new": len(new)}
 
 
-def _combinations(spec: Spec, defaults: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, str], str]]:
+def _combinations(spec: Spec, networks: Networks) -> Iterator[tuple[dict[str, Any], dict[str, str], str]]:
     """Every combination, without seeds: axis -> value, axis -> value as canonical text, and its place in the spec.
 
     A point that does not name an axis gets its default.
@@ -258,18 +259,22 @@ def _combinations(spec: Spec, defaults: Mapping[str, Any]) -> Iterator[tuple[dic
             used[i] = used[i] or hit
         return any(hits)
 
-    others = [name for name in spec.axes if name not in spec.grid]
     if spec.grid:
-        fixed = _fill(others, defaults, "a point of the grid", spec)
-        fixed_texts = {name: canonical(value) for name, value in fixed.items()}
+        rest: dict[tuple[Any, ...], tuple[dict[str, Any], dict[str, str]]] = {}  # of each network: what stands for others
         as_texts = ([canonical(value) for value in values] for values in spec.grid.values())
         pairs = zip(itertools.product(*spec.grid.values()), itertools.product(*as_texts), strict=True)
         for chosen, texts in pairs:
             grid_texts = dict(zip(spec.grid, texts, strict=True))
-            if not (excluded and is_excluded(grid_texts)):
-                yield dict(zip(spec.grid, chosen, strict=True)) | fixed, grid_texts | fixed_texts, "a point of the grid"
+            if excluded and is_excluded(grid_texts):
+                continue
+            values = dict(zip(spec.grid, chosen, strict=True))
+            network = values.get("model"), values.get("backbone")
+            if network not in rest:
+                fixed = _rest_of(values, spec, networks, "a point of the grid")
+                rest[network] = fixed, {name: canonical(value) for name, value in fixed.items()}
+            yield values | rest[network][0], grid_texts | rest[network][1], "a point of the grid"
     for i, given in enumerate(spec.points):
-        values = _fill([name for name in spec.axes if name not in given], defaults, f"points[{i}]", spec) | given
+        values = _rest_of(given, spec, networks, f"points[{i}]") | given
         values = {name: values[name] for name in spec.axes}
         yield values, {name: canonical(value) for name, value in values.items()}, f"points[{i}]"
     if not all(used):
@@ -279,20 +284,20 @@ def _combinations(spec: Spec, defaults: Mapping[str, Any]) -> Iterator[tuple[dic
         )
 
 
-def _fill(names: Iterable[str], defaults: Mapping[str, Any], where: str, spec: Spec) -> dict[str, Any]:
-    """Axis -> default, for axes that a point does not name. Raises BadInput if one has no default."""
+def _rest_of(given: Mapping[str, Any], spec: Spec, networks: Networks, where: str) -> dict[str, Any]:
+    """Axis -> its value in this point, for axes that it does not name: the spec's, or the default of its model.
+
+    Raises BadInput if one has no default.
+    """
+    model = resolve(spec, {name: given[name] for name in ("model", "backbone") if name in given}).model
+    backbone = spec.backbone or Backbone(name=NO_BACKBONE)
+    sections = {"spec": spec, "data": spec.data, "augment": spec.augment, "backbone": backbone, "train": spec.train}
+    of_section = {name: getattr(sections[part], field) for name, (part, field) in AXIS_PATHS.items()}
+    defaults, names = networks.codes[model].defaults | of_section, [name for name in spec.axes if name not in given]
     for name in names:
         if name not in defaults:
-            raise BadInput(f"{where} must name {name}, to which the model {spec.model} gives no plain default")
+            raise BadInput(f"{where} must name {name}, to which the model {model} gives no plain default")
     return {name: defaults[name] for name in names}
-
-
-def _defaults(spec: Spec, networks: Networks) -> dict[str, Any]:
-    """Axis -> its value in a point that does not name it."""
-    backbone = spec.backbone or Backbone(name=NO_BACKBONE)
-    sections = {"data": spec.data, "augment": spec.augment, "backbone": backbone, "train": spec.train}
-    of_model = {name: value for code in networks.codes.values() for name, value in code.defaults.items()}
-    return of_model | {name: getattr(sections[part], field) for name, (part, field) in AXIS_PATHS.items()}
 
 
 def _brief(value: Any) -> str:

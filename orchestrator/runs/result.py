@@ -88,6 +88,8 @@ class Result(_Record):
         digests: Epoch -> SHA-256 of the weights after it, for each milestone.
         right: Epoch -> what the model had right in the epochs that rank it then, for each milestone and for the last
             epoch. Empty before version 3.
+        parameters: Numbers that the model holds; of a head, without those of its backbone; older results do not say.
+        validation_images: How many images each epoch was validated on; older results do not say.
         peak_memory_mb: Most memory that the worker process held during the trial.
         node_type: What the node says it is, such as g4dn.xlarge. node_share: fraction of the node that the trial held.
         started_at, finished_at: UTC, ISO 8601.
@@ -102,6 +104,8 @@ class Result(_Record):
     digests: dict[int, str] = {}
     right: dict[int, Right] = {}
     steps_per_epoch: int | None = None
+    parameters: int | None = None
+    validation_images: int | None = None
     peak_memory_mb: float | None = None
     device: str | None = None
     node: str | None = None
@@ -213,6 +217,11 @@ class Exported(_Record):
     test: Tested | None = None
     threshold: float | None = Field(None, ge=0, le=1)
     threshold_chosen: Threshold | None = None
+
+    @property
+    def model(self) -> str:
+        """Name of the model function, as the spec or its axis has it."""
+        return str(self.values.get("model", self.spec.get("model")))
 
 
 def monitored(history: Sequence[Epoch]) -> list[float]:

@@ -1,5 +1,6 @@
 """Axes: which field of the spec an axis sets, and the settings of one trial. Pure."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,16 +26,17 @@ class Settings:
     model_args: dict[str, Scalar]
 
 
-# Axis name -> where the value goes. Whatever is not listed here is an argument of the model function.
+# Axis name -> section and field to which the value goes. Whatever is not listed here is an argument of the model function.
 AXIS_PATHS: dict[str, tuple[str, str]] = {
     "image_size": ("data", "image_size"),
     "training_images": ("data", "training_images"),
+    "model": ("spec", "model"),
     "backbone": ("backbone", "name"),
     "unfreeze": ("backbone", "unfreeze"),
     **{name: ("augment", name) for name in Augment.model_fields},
     **{name: ("train", name) for name in Train.model_fields if name not in ("early_stopping", "checkpoint_every_s")},
 }
-SECTIONS: dict[str, type[Section]] = {"data": Data, "augment": Augment, "backbone": Backbone, "train": Train}
+SECTIONS: dict[str, type[Section]] = {"spec": Spec, "data": Data, "augment": Augment, "backbone": Backbone, "train": Train}
 # Fields that came after 0.1.0 -> the value at which they change nothing: not named in ids then, so that older runs can
 # go on.
 LATER = {
@@ -66,6 +68,7 @@ RESERVED_AXES = (
         "steps_per_epoch",
         "train_s",
     }
+    | {"parameters", "model_mb", "ms_per_image"}
     | {"images_per_s", "peak_memory_mb", "device", "node", "error", "started_at", "finished_at", "cost_usd", "run"}
     | {"seeds", "folds", "verdict", "score", "stopped_because", *METRICS}
 )
@@ -78,7 +81,7 @@ def axis_path(name: str) -> str:
 
 def resolve(spec: Spec, values: Mapping[str, Any]) -> Settings:
     """Put one point's axis values into the sections they belong to."""
-    updates: dict[str, dict[str, Any]] = {"data": {}, "augment": {}, "backbone": {}, "train": {}, "model": {}}
+    updates: dict[str, dict[str, Any]] = {section: {} for section in (*SECTIONS, "model")}
     for name, value in values.items():
         section, field = AXIS_PATHS.get(name, ("model", name))
         updates[section][field] = value
@@ -92,25 +95,32 @@ def resolve(spec: Spec, values: Mapping[str, Any]) -> Settings:
         augment=spec.augment.model_copy(update=updates["augment"]),
         backbone=backbone,
         train=spec.train.model_copy(update=updates["train"]),
-        model=spec.model if spec.model != "auto" else "head" if backbone else "small_cnn",
+        model=_named(updates["spec"].get("model", spec.model), backbone is not None),
         model_args=updates["model"],
     )
 
 
+def _named(model: str, has_backbone: bool) -> str:
+    return model if model != "auto" else "head" if has_backbone else "small_cnn"
+
+
+def pairs(spec: Spec) -> tuple[tuple[str, str], ...]:
+    """(model, backbone) of every point of the spec: never `auto`, but NO_BACKBONE where a point has none."""
+    model, backbone = spec.model, spec.backbone.name if spec.backbone else NO_BACKBONE
+    found = [(point.get("model", model), point.get("backbone", backbone)) for point in spec.points]
+    if spec.grid or not spec.points:
+        found[:0] = itertools.product(spec.grid.get("model", [model]), spec.grid.get("backbone", [backbone]))
+    return tuple(dict.fromkeys((_named(each, name != NO_BACKBONE), name) for each, name in found))
+
+
 def backbone_names(spec: Spec) -> tuple[str, ...]:
     """Every backbone that some point may name, NO_BACKBONE among them where a point may have none."""
-    own = spec.backbone.name if spec.backbone else NO_BACKBONE
-    named = [*spec.grid.get("backbone", []), *(point["backbone"] for point in spec.points if "backbone" in point)]
-    on_grid = "backbone" in spec.grid or not spec.grid
-    in_points = all("backbone" in point for point in spec.points)
-    return tuple(dict.fromkeys([*([] if on_grid and in_points and named else [own]), *named]))
+    return tuple(dict.fromkeys(backbone for _, backbone in pairs(spec)))
 
 
 def models(spec: Spec) -> tuple[str, ...]:
     """Every model that some point may train."""
-    if spec.model != "auto":
-        return (spec.model,)
-    return tuple(dict.fromkeys("small_cnn" if name == NO_BACKBONE else "head" for name in backbone_names(spec)))
+    return tuple(dict.fromkeys(model for model, _ in pairs(spec)))
 
 
 def shared_settings(spec: Spec) -> dict[str, Any]:

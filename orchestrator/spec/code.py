@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any
 
 from orchestrator.errors import BadInput
 from orchestrator.spec.axes import AXIS_PATHS
+from orchestrator.spec.own_models import OWN_MODELS
 from orchestrator.spec.sections import Scalar
 
-BUILT_IN = ("small_cnn", "head")
+BUILT_IN = (*OWN_MODELS, "head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,8 @@ class Code:
     """What is known of a model function without running it.
 
     Attributes:
-        digest: SHA-256 of the source: of the function for a model of this package; of the whole file for any other, and
-            of the code of the user's modules that it imports.
+        digest: SHA-256 of the source: for a model of this package, of its function and of those in its file that it
+            calls; for any other, of the whole file, and of the code of the user's modules that it imports.
         defaults: Argument -> its default, if that is a plain value or None.
     """
 
@@ -70,9 +71,22 @@ def read_code(name: str, axes: Sequence[str]) -> Code:
                 f"model {name} must be given the argument {needed}, which has no default: "
                 f"make it an axis of the grid, or give it a default"
             )
-    own_code = ast.get_source_segment(text, functions[function]) if name in BUILT_IN else text
-    parts = [own_code or text, *(f"{each}\n{_code(path, name)}" for each, path in local_imports(name).items())]
+    own_code = [text]
+    if name in BUILT_IN:
+        own_code = [ast.get_source_segment(text, each) or "" for each in _called(functions, function)]
+    parts = [*own_code, *(f"{each}\n{_code(path, name)}" for each, path in local_imports(name).items())]
     return Code(hashlib.sha256("\0".join(parts).encode()).hexdigest(), _plain_defaults(arguments))
+
+
+def _called(functions: Mapping[str, ast.FunctionDef], name: str) -> list[ast.FunctionDef]:
+    """A function of a file, and after it those of this file that it names, directly or not, in their order there."""
+    found, todo = {name}, [name]
+    while todo:
+        names = {node.id for node in ast.walk(functions[todo.pop()]) if isinstance(node, ast.Name)}
+        new = (names & functions.keys()) - found
+        found |= new
+        todo += new
+    return [functions[name], *(node for each, node in functions.items() if each in found - {name})]
 
 
 def _required(arguments: ast.arguments) -> list[str]:
@@ -98,7 +112,8 @@ def _plain_defaults(arguments: ast.arguments) -> dict[str, Any]:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    module, _, function = (f"orchestrator.train.model:{name}" if name in BUILT_IN else name).partition(":")
+    file = "model" if name in ("small_cnn", "head") else "zoo"
+    module, _, function = (f"orchestrator.train.{file}:{name}" if name in BUILT_IN else name).partition(":")
     return module, function
 
 
@@ -187,7 +202,7 @@ def _parse(path: Path, name: str) -> tuple[str, ast.Module]:
 
 def _find_model(name: str) -> Path:
     if name in BUILT_IN:
-        return Path(__file__).parents[1] / "train" / "model.py"
+        return Path(__file__).parents[2].joinpath(*split_name(name)[0].split(".")).with_suffix(".py")
     module = split_name(name)[0]
     if found := _find(module):
         return found

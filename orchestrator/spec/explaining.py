@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from orchestrator.spec.axes import SECTIONS, canonical
 from orchestrator.spec.notation import quoted, show
+from orchestrator.spec.own_models import OWN_MODELS
 from orchestrator.spec.sections import Budget, EarlyStopping, Notify, Race, Resources, Section, Spec
 from orchestrator.words import did_you_mean
 
@@ -76,7 +77,7 @@ def _must_be(kind: str, context: Mapping[str, Any]) -> str:
         "tuple_type": "[height, width], such as [64, 64]",
         "too_long": "[height, width], such as [64, 64]",
         "web_address": "an address such as https://ntfy.sh/TOPIC",
-        "string_pattern_mismatch": "auto, head, small_cnn or package.module:function",
+        "string_pattern_mismatch": f"auto, head, {', '.join(OWN_MODELS)} or package.module:function",
     }
     if kind == "literal_error":
         return f"one of {context['expected']}"

@@ -30,12 +30,17 @@ class Networks:
 
     def lines(self, settings: Settings, axes: Collection[str]) -> dict[str, Any]:
         """`section.field` -> value, for all that decides on the network of a trial, except the axes themselves."""
-        code, backbone = self.codes[settings.model], settings.backbone
+        code = self.codes[settings.model]
         found: dict[str, Any] = {"model": settings.model, "model source": code.digest}
         defaults = {name: value for name, value in code.defaults.items() if name not in (*axes, *AXIS_PATHS)}
         found |= {axis_path(name): value for name, value in defaults.items()}
-        if backbone:
-            pretrained = self.backbones[backbone.name]
-            found |= {f"backbone.{name}": getattr(backbone, name) for name in ("layer", "pooling", "views", "unfreeze")}
-            found |= {"backbone": pretrained.identity, "backbone.preprocessing": pretrained.preprocessing}
-        return found
+        return found | self.backbone_lines(settings)
+
+    def backbone_lines(self, settings: Settings) -> dict[str, Any]:
+        """Those of the backbone alone; none where there is none."""
+        backbone = settings.backbone
+        if backbone is None:
+            return {}
+        pretrained = self.backbones[backbone.name]
+        found = {f"backbone.{name}": getattr(backbone, name) for name in ("layer", "pooling", "views", "unfreeze")}
+        return found | {"backbone": pretrained.identity, "backbone.preprocessing": pretrained.preprocessing}

@@ -12,10 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import BadInput
 from orchestrator.metrics import shown
-from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES, SECTIONS, backbone_names, canonical, models
+from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES, SECTIONS, backbone_names, canonical, models, pairs
 from orchestrator.spec.backbones import APPLICATIONS, changes, is_file
 from orchestrator.spec.explaining import explain
 from orchestrator.spec.notation import parse, quoted, show, write
+from orchestrator.spec.own_models import OWN_MODELS
 from orchestrator.spec.sections import (
     MOST_GUARDED,
     NO_BACKBONE,
@@ -139,15 +140,16 @@ def _check_backbone(spec: Spec) -> Spec:
                 f"{did_you_mean(name, APPLICATIONS)}; known: {', '.join(APPLICATIONS)}"
             )
     has_backbone = names != (NO_BACKBONE,)
-    if spec.model == "head" and NO_BACKBONE in names:
-        raise BadInput(
-            "model head must have a backbone, whose features it takes: add one, such as backbone: MobileNetV2"
-        )
-    if spec.model == "small_cnn" and has_backbone:
-        raise BadInput(
-            "model must be head, or a function of your own, where there is a backbone: small_cnn takes images, not "
-            "features; leave model out, and points with a backbone train a head, and others small_cnn"
-        )
+    for model, backbone in pairs(spec):
+        if model == "head" and backbone == NO_BACKBONE:
+            raise BadInput(
+                "model head must have a backbone, whose features it takes: add one, such as backbone: MobileNetV2"
+            )
+        if model in OWN_MODELS and backbone != NO_BACKBONE:
+            raise BadInput(
+                f"model must be head, or a function of your own, where there is a backbone: {model} takes images, not "
+                f"features; leave model out, and points with a backbone train a head, and others small_cnn"
+            )
     if "fine_tune_learning_rate" in spec.axes and not any(_unfreeze_values(spec)):
         raise BadInput("grid.fine_tune_learning_rate must have points that unfreeze: add one, such as unfreeze: [10]")
     if not has_backbone and "unfreeze" in spec.axes:
@@ -164,7 +166,7 @@ def _check_backbone(spec: Spec) -> Spec:
 
 def _check_arguments(spec: Spec) -> None:
     """Raises BadInput for a value that the package's own models do not take; those of other models nobody knows."""
-    if ":" in spec.model:
+    if all(":" in model for model in models(spec)):
         return
     given = [(f"grid.{quoted(name)}[{i}]", name, v) for name, found in spec.grid.items() for i, v in enumerate(found)]
     given += [

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_core import PydanticCustomError
 
+from orchestrator.spec.own_models import OWN_MODELS
+
 Scalar = bool | int | float | str
 
 
@@ -138,7 +140,7 @@ class Train(Section):
 
 
 class OwnModel(Section):
-    """Arguments of small_cnn and head, where they are axes. hidden: units of a layer before the classes; 0: none."""
+    """Arguments of the package's own models, where they are axes. hidden: units of a layer before the classes; 0: none."""
 
     dropout: float = Field(0.0, ge=0, le=1)
     l2: float = Field(0.0, ge=0)
@@ -233,17 +235,21 @@ def _raced(value: Any) -> Any:
     return {} if value is True else None if value is False else value
 
 
+_MODEL = rf"^(auto|head|{'|'.join(OWN_MODELS)}|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$"
+
+
 class Spec(Section):
     """A whole run. `grid` is a product of axes, `points` adds single combinations to it, `exclude` removes some.
 
-    model: auto is the head where there is a backbone, and small_cnn where there is none.
+    model: a network for images, head, or a function of the user's; auto is the head where there is a backbone, and
+    small_cnn where there is none.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     data: Data
     augment: Augment = Augment()
     backbone: Annotated[Backbone | None, BeforeValidator(_named)] = None
-    model: str = Field("auto", pattern=r"^(auto|head|small_cnn|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$")
+    model: str = Field("auto", pattern=_MODEL)
     train: Train = Train()
     grid: dict[str, list[Any]] = {}
     points: list[dict[str, Any]] = []

@@ -123,7 +123,7 @@ def convert(
     _require(to)
     keras_file, facts, name = read_model(model)
     images = _Images.of(facts, name, data) if check or int8 else None
-    network = _Network(load(keras_file, name, str(facts.spec.get("model"))), facts)
+    network = _Network(load(keras_file, name, facts.model), facts)
     if to != "savedmodel":
         _in_float32(network.model)
     uri = output or f"./{facts.spec.get('name') or 'model'}-{to}{'-int8' * int8}"

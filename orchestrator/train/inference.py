@@ -218,7 +218,7 @@ def predict(data: bytes, facts: Exported, name: str, pictures: Sequence[Picture]
 
         from orchestrator.train.model_file import load
 
-    model = load(data, name, str(facts.spec.get("model")))
+    model = load(data, name, facts.model)
 
     def infer(pixels: tf.Tensor) -> tf.Tensor:
         return tf.cast(model(tf.cast(pixels, tf.float32) * facts.scale, training=False), tf.float32)

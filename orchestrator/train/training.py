@@ -78,6 +78,11 @@ class Training:
         return sum(math.prod(v.shape) for v in self._variables) * 4 / 1e6
 
     @property
+    def parameters(self) -> int:
+        """Numbers that the model holds; of a head, without those of its backbone."""
+        return sum(math.prod(v.shape) for v in self.model.weights)
+
+    @property
     def is_over(self) -> bool:
         """Trained to its end, or ended by early stopping."""
         return len(self.history) >= self.trial.epochs or self.ended_early

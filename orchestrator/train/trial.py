@@ -250,6 +250,8 @@ def _result(training: Training, facts: Mapping[str, Any], epochs: int) -> Result
         digests={epoch: digest for epoch, digest in training.digests.items() if epoch <= epochs},
         right={epoch: right for epoch, right in training.tally.kept.items() if epoch <= epochs},
         steps_per_epoch=training.loop.steps,
+        parameters=training.parameters,
+        validation_images=len(training.images.validation_rows),
         peak_memory_mb=peak_memory_mb(),
         finished_at=now(),
         **facts,
