@@ -56,6 +56,9 @@ def main(
         ),
     ] = KeepCheckpoints.all,
     mlflow: Annotated[str | None, typer.Option(metavar="URI", help="MLflow server to log every point to.")] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Train the winner once more, on training and validation images together.")
+    ] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Serve the report on this machine while it trains.")] = False,
 ) -> None:
     """Train every point of a grid once and rank them. The same command again finishes what is missing."""
@@ -81,7 +84,7 @@ def main(
 
     with exit_on_bad_input(), on_signals(leave):
         folder = os.path.dirname(spec or "") or "."
-        options = Options(plan, as_json, share_epochs, takeover, keep, mlflow, keep_checkpoints, folder, serve)
+        options = Options(plan, as_json, share_epochs, takeover, keep, mlflow, keep_checkpoints, folder, serve, refit)
         if not plan:
             end_whoever_reads()
         status = orchestrate(read_spec(spec, overrides), options)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import BadInput
+from orchestrator.spec import code
 from orchestrator.spec.code import look_in, read_code
+from orchestrator.spec.own_models import OWN_MODELS
 
 
 @pytest.fixture
@@ -27,9 +29,36 @@ def refused(name: str, axes: list[str] | None = None) -> str:
 
 def test_the_small_cnn_takes_dropout_and_l2():
     """Its arguments and their defaults are read from its source."""
-    code = read_code("small_cnn", ["dropout", "l2"])
-    assert code.defaults == {"dropout": 0.0, "l2": 0.0}
-    assert len(code.digest) == 64
+    found = read_code("small_cnn", ["dropout", "l2"])
+    assert found.defaults == {"dropout": 0.0, "l2": 0.0}
+    assert len(found.digest) == 64
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("(x, filters, stride, squeeze=4)", "(x, filters, stride, squeeze=8)", {"se_resnet"}),
+        ('"""Two convolutions beside', '"""2 convolutions beside', {"small_resnet", "large_resnet", "se_resnet"}),
+        ("    x = layers.Dropout(dropout)(x)\n    units", "    units", {*OWN_MODELS} - {"small_cnn"}),
+    ],
+)
+def test_a_change_in_one_network_makes_other_trials_of_that_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, changed: set[str]
+):
+    """Its own function counts, and what that calls: the others keep what is trained."""
+    before = {name: read_code(name, []).digest for name in OWN_MODELS}
+    assert len({*before.values()}) == len(OWN_MODELS)
+    find = code._find_model
+
+    def find_edited(name: str) -> Path:
+        text = find(name).read_text()
+        assert name == "small_cnn" or text.count(old) == 1
+        edited = tmp_path / f"{name}.py"
+        edited.write_text(text.replace(old, new) if name != "small_cnn" else text)
+        return edited
+
+    monkeypatch.setattr(code, "_find_model", find_edited)
+    assert {name for name in OWN_MODELS if read_code(name, []).digest != before[name]} == changed
 
 
 def test_an_axis_that_the_model_does_not_take_is_named():

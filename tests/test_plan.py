@@ -94,6 +94,7 @@ def test_nothing_is_shared_where_that_is_not_wanted():
         ("horizontal_flip", [True, False]),
         ("dropout", [0.5, 0]),
         ("l2", [0.0, 0.1]),
+        ("model", ["mlp", "small_cnn"]),
     ],
 )
 def test_a_new_axis_that_holds_the_old_default_keeps_what_is_trained(axis, values):
@@ -104,6 +105,21 @@ def test_a_new_axis_that_holds_the_old_default_keeps_what_is_trained(axis, value
     assert trial_ids(before) < trial_ids(after)
     assert differences(before.shared, after.shared) == []
     assert len(after.points) == 4
+
+
+def test_each_model_stands_at_its_own_defaults():
+    """Where models are compared: a point that leaves an argument out trains what its model would train alone."""
+    own = Code("d" * 64, {"dropout": 0.3, "width": 8})
+    codes = Networks({"small_cnn": CODE, "nets:own": own})
+    tree = {"name": "cats", "data": {"uri": "images"}, "grid": {"batch_size": [5], "model": ["nets:own", "small_cnn"]}}
+    both = make_plan(load_spec(yaml.safe_dump({**tree, "points": [{"dropout": 0.5}]})), COUNTS, "i" * 64, codes)
+    assert [(p.values["model"], p.values["dropout"]) for p in both.points] == [
+        ("nets:own", 0.3),
+        ("small_cnn", 0.0),
+        ("small_cnn", 0.5),
+    ]
+    for point, model, code in zip(both.points, ("nets:own", "small_cnn"), (own, CODE), strict=False):
+        assert ids(planned(grid={"batch_size": [5]}, model=model, code=code)) == [point.id]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from orchestrator.data.backbone import find_networks
 from orchestrator.data.indexing import build_index
 from orchestrator.driver.state import RunState
 from orchestrator.plans.forecast import Counts
-from orchestrator.plans.points import Trial, make_plan
+from orchestrator.plans.points import Trial, make_plan, points_of
+from orchestrator.plans.refit import refit_spec, refit_trial
 from orchestrator.runs.context import Reporter, WorkerContext
 from orchestrator.runs.folder import KeepModels, Run
 from orchestrator.runs.result import Epoch, Result
@@ -245,15 +246,49 @@ def test_a_killed_trial_goes_on_exactly(
     assert same(worker.submit(train, trial, work).result(), undisturbed)
 
 
+@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_refit_takes_the_winners_steps_on_all_its_images(
+    worker: ProcessPoolExecutor, tmp_path: Path, is_killed: bool
+) -> None:
+    """It ends within an epoch, exactly wherever it was stopped, and says what it is instead of how good it is."""
+
+    def refit(folder: str) -> tuple[Trial, WorkerContext]:
+        work, (trial,) = work_in(tmp_path / folder, "train.checkpoint_every_s=0.001")
+        again = refit_trial(trial, points_of(trial, work.spec.axes)[1], 15, 3)
+        return again, replace(work, spec=refit_spec(work.spec), keep=KeepModels.all)
+
+    trial, work = refit("quiet")
+    result = worker.submit(train, trial, work).result()
+    assert result.status == "ok", result.error
+    assert [round(each.images_per_s * each.train_s) for each in result.history] == [1200, 1200, 45 % 19 * 64]
+    facts = work.run.read_model("refit")
+    assert (facts.refit.images, facts.refit.steps, facts.point_id) == (1200, 45, trial.points[0])
+    assert facts.weights == result.digests[3]
+    assert set(facts.metrics) == {"accuracy", "loss", "objective"}
+    assert [o.key for o in work.run.store.list("models")] == ["models/refit.json", "models/refit.keras"]
+    trial, disturbed = refit("disturbed")
+    if is_killed:
+        kill_in_mid_epoch(trial, disturbed, 1)
+        assert same(worker.submit(train, trial, disturbed).result(), result)
+    else:
+        pieces, begun = worker.submit(train_in_pieces, trial, disturbed).result()
+        assert len(begun) > 3
+        assert same(pieces, result)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "setting", ["precision=mixed_bfloat16", "precision=mixed_float16", "optimizer=adamw", "class_weight=balanced"]
+    "setting",
+    [
+        *("train.precision=mixed_bfloat16", "train.precision=mixed_float16", "train.optimizer=adamw"),
+        *("train.class_weight=balanced", "grid.model=[deep_cnn]", "grid.model=[se_resnet]"),
+    ],
 )
 def test_whatever_it_trains_with_a_killed_trial_goes_on_exactly(
     worker: ProcessPoolExecutor, tmp_path: Path, setting: str
 ) -> None:
-    """Half-size numbers, whose losses are scaled, an optimizer with other state, and weights of classes."""
-    settings = (f"train.{setting}", "grid.epochs=[2]", "train.checkpoint_every_s=0.001")
+    """Half-size numbers, whose losses are scaled, an optimizer with other state, weights of classes, moving averages."""
+    settings = (setting, "grid.epochs=[2]", "train.checkpoint_every_s=0.001")
     work, (trial,) = work_in(tmp_path / "killed", *settings)
     kill_in_mid_epoch(trial, work, 1)
     quiet, _ = work_in(tmp_path / "quiet", *settings)

@@ -44,9 +44,10 @@ def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _put(tree: dict[str, Any], name: str, value: Any) -> None:
     """One argument: a field of the spec, or an axis. It replaces what is there."""
-    if name == "model" and callable(value):
-        tree["model"] = name_of(value)
-    elif name == "data" and not isinstance(value, Mapping):
+    if name == "model":
+        several = [name_of(each) if callable(each) else each for each in value] if _are_several(name, value) else None
+        value = several or (name_of(value) if callable(value) else value)
+    if name == "data" and not isinstance(value, Mapping):
         tree["data"] = {**(tree.get("data") or {}), "uri": os.fspath(value)}
     elif name in Spec.model_fields and not (name in AXIS_PATHS and _are_several(name, value)):
         tree[name] = _copied(value) if isinstance(value, Mapping) else os.fspath(value) if name == "output" else value

@@ -22,7 +22,7 @@ from orchestrator.display.figures import draw_curves, draw_effects, draw_heatmap
 from orchestrator.display.winner import say_test
 from orchestrator.errors import BadInput
 from orchestrator.metrics import METRICS, shown
-from orchestrator.runs.folder import BEST
+from orchestrator.runs.folder import BEST, REFIT
 from orchestrator.terminal import without_stderr
 from orchestrator.words import printable
 
@@ -67,6 +67,11 @@ class OpenRun:
     def best(self) -> Best:
         """The winner's model, as it stands. Raises BadInput where the run folder holds none."""
         return Best(self.uri)
+
+    @property
+    def refitted(self) -> Best:
+        """The winner, trained once more on the validation images too. Raises BadInput where the run folder holds none."""
+        return Best(self.uri, REFIT)
 
     @property
     def plot(self) -> Plots:
@@ -135,18 +140,17 @@ class Best:
     """The winner's model, and what is known of it.
 
     Attributes:
-        facts: What best.json says: point_id, values, epoch, metrics, classes, image_size, …
+        facts: What best.json or refit.json says: point_id, values, epoch, metrics, classes, image_size, …
     """
 
-    def __init__(self, uri: str) -> None:
-        self._run = opening.open_run(uri)
-        exported = self._run.read_model(BEST)
+    def __init__(self, uri: str, name: str = BEST) -> None:
+        """name: that of its file in models/."""
+        run = opening.open_run(uri)
+        exported = run.read_model(name)
         if exported is None:
-            raise BadInput(
-                f"{uri} must hold models/{BEST}.keras, and holds none: the same call again makes it, unless with "
-                f"export_models none"
-            )
-        self._exported = exported
+            how = "with refit=True" if name == REFIT else "makes it, unless with export_models none"
+            raise BadInput(f"{uri} must hold models/{name}.keras, and holds none: the same call again {how}")
+        self._exported, self._file = exported, f"{run.store.uri}/models/{name}.keras"
         self.facts: Mapping[str, Any] = exported.model_dump()
 
     def model(self) -> keras.Model:
@@ -154,7 +158,7 @@ class Best:
         from orchestrator.train.inference import read_model
         from orchestrator.train.model_file import load
 
-        data, facts, name = read_model(self._run.store.uri)
+        data, facts, name = read_model(self._file)
         return load(data, name, facts.model)
 
     def predict(self, images: Pictures) -> Table:
@@ -168,7 +172,7 @@ class Best:
         from orchestrator.train.inference import classify
 
         with as_files(images) as (paths, names):
-            found = classify(self._run.store.uri, paths)
+            found = classify(self._file, paths)
         said = [(names.get(path, path), probabilities) for path, probabilities in found.said]
         failures = [{"path": path, "error": why} for path, why in found.failures.items()]
         rows = [*as_rows(said, found.facts), *failures]
@@ -204,13 +208,15 @@ class Best:
         """Write the model for other programs, and compare what it says; as `python -m orchestrator.export`.
 
         output: a folder or bucket; None: ./<run>-<format>. data: where the images lie, if they were moved.
+        A refitted model, which no image validates, is compared with nothing.
         Returns where it is, and what the comparison came to in `check`. Raises BadInput.
         """
         with without_stderr():
             from orchestrator.train.conversion import convert
 
-        return convert(self._run.store.uri, to, output, int8, data, check)
+        return convert(self._file, to, output, int8, data, check)
 
     def __repr__(self) -> str:
-        metrics = ", ".join(f"{name} {METRICS[name].text(self.facts['metrics'][name])}" for name in shown("table"))
-        return f"{self._run.store.uri}/models/{BEST}.keras: {metrics}"
+        known = self.facts["metrics"]
+        metrics = ", ".join(f"{name} {METRICS[name].text(known[name])}" for name in shown("table") if name in known)
+        return f"{self._file}: {metrics if self.facts['refit'] is None else self.facts['refit']['note']}"

@@ -79,6 +79,8 @@ function show(name, value) {
   if (known) return value.toFixed(known.decimals);
   if (name === "images_per_s" || name === "peak_memory_mb") return Math.round(value).toLocaleString("en");
   if (name === "train_s") return value.toFixed(1);
+  if (name === "parameters") return Math.round(value).toLocaleString("en");
+  if (name === "model_mb" || name === "ms_per_image") return String(Number(value.toPrecision(3)));
   if (name === "cost_usd") return value.toFixed(4);
   return String(Number(value.toPrecision(6)));
 }
@@ -100,7 +102,7 @@ function ordered(values) {
 
 const UNITS = {
   batch_size: "images", image_size: "pixels", rotation_deg: "degrees", width_shift: "of the width", height_shift: "of the height", dropout: "of the units",
-  train_s: "seconds", images_per_s: "per second", peak_memory_mb: "MB", cost_usd: "US dollars", epochs_trained: "epochs", recall: "0 to 1", precision: "0 to 1",
+  train_s: "seconds", images_per_s: "per second", peak_memory_mb: "MB", model_mb: "MB", ms_per_image: "ms", cost_usd: "US dollars", epochs_trained: "epochs", recall: "0 to 1", precision: "0 to 1",
 };
 
 // What stands below a column's name.
@@ -746,11 +748,31 @@ function grid(z, xs, ys, xTitle, yTitle, [across, down], write, what, reversed) 
   };
 }
 
+// What a configuration may cost: [what it is, how it reads in a sentence].
+const COSTS = {
+  train_s: ["training time of a point, s", (value) => `after ${clock(value)}`],
+  parameters: ["parameters of the model", (value) => `with ${many(Math.round(value), "parameter")}`],
+  ms_per_image: ["time to validate an image, ms", (value) => `at ${show("ms_per_image", value)} ms an image`],
+};
+
+function fillCosts() {
+  const models = once(columns.parameters.filter((value) => value > 0)).length > 1;
+  const names = Object.keys(COSTS).filter((name) => models || name === "train_s");
+  if (!changed("costs", names)) return;
+  const before = $("cost-of")?.value;
+  const select = element("select", { id: "cost-of" }, ...names.map((name) => element("option", { value: name, textContent: COSTS[name][0] })));
+  select.value = names.includes(before) ? before : "train_s";
+  select.addEventListener("change", () => refresh(["chart-cost"]));
+  $("cost-by").replaceChildren(...(models ? [field("cost", select)] : []));
+}
+
 function costChart() {
+  const cost = $("cost-of")?.value ?? "train_s";
+  const [what, said] = COSTS[cost];
   const groups = new Map();
-  for (const row of ok().filter((row) => row.train_s > 0)) groups.set(keyOf(row), [...(groups.get(keyOf(row)) ?? []), row]);
+  for (const row of ok().filter((row) => row[cost] > 0)) groups.set(keyOf(row), [...(groups.get(keyOf(row)) ?? []), row]);
   const dots = [...groups.values()].map((group) => ({
-    x: mean(group.map((row) => row.train_s)), y: mean(group.map((row) => row[metric])), id: group[0].point_id, count: group.length,
+    x: mean(group.map((row) => row[cost])), y: mean(group.map((row) => row[metric])), id: group[0].point_id, count: group.length,
     text: named(axes, group[0]), shown: group.some(isShown),
   }));
   if (!dots.length) return NONE;
@@ -758,7 +780,7 @@ function costChart() {
   for (const dot of [...dots].sort((a, b) => a.x - b.x || better(a.y, b.y))) {
     if (!frontier.length || better(dot.y, frontier.at(-1).y) < 0) frontier.push(dot);
   }
-  const hover = (dot) => `${plain(dot.text)}<br>${show(metric, dot.y)} after ${clock(dot.x)}${dot.count > 1 ? `, mean of ${dot.count} points` : ""}`;
+  const hover = (dot) => `${plain(dot.text)}<br>${show(metric, dot.y)} ${said(dot.x)}${dot.count > 1 ? `, mean of ${dot.count} points` : ""}`;
   const alpha = (list, strong) => list.map((dot) => (dot.shown ? strong : 0.3));
   const trace = (list, more) => ({ x: list.map(({ x }) => x), y: list.map(({ y }) => y), customdata: list.map(({ id }) => id), hoverinfo: "text", hovertext: list.map(hover), selected: {}, unselected: {}, selectedpoints: null, ...more });
   const xs = dots.map(({ x }) => x);
@@ -767,8 +789,8 @@ function costChart() {
       trace(dots, { mode: "markers", marker: { size: 8, color: style("--muted"), opacity: alpha(dots, 0.7) } }),
       trace(frontier, { mode: "lines+markers", line: { shape: "hv", color: style("--accent"), width: 2 }, marker: { size: 10, color: style("--accent"), opacity: alpha(frontier, 1) } }),
     ],
-    layout: { xaxis: { title: title("training time of a point, s"), type: most(xs) > 30 * least(xs) ? "log" : "linear" }, yaxis: { title: title(measure(metric)), range: range(dots.map(({ y }) => y), metric) } },
-    says: `${metric} against training time of ${many(dots.length, "configuration")}; frontier: ${frontier.map((dot) => `${dot.text} ${show(metric, dot.y)} after ${clock(dot.x)}`).join("; ")}`,
+    layout: { xaxis: { title: title(what), type: most(xs) > 30 * least(xs) ? "log" : "linear" }, yaxis: { title: title(measure(metric)), range: range(dots.map(({ y }) => y), metric) } },
+    says: `${metric} against ${what} of ${many(dots.length, "configuration")}; frontier: ${frontier.map((dot) => `${dot.text} ${show(metric, dot.y)} ${said(dot.x)}`).join("; ")}`,
     select: ({ points }) => {
       const keys = new Set(points.map(({ customdata }) => customdata).filter((id) => byId.has(id)).map((id) => keyOf(byId.get(id))));
       if (keys.size) brush(new Set(chosen.filter((row) => keys.has(keyOf(row))).map((row) => row.point_id)), `${many(keys.size, "configuration")} chosen by cost and score`);
@@ -1015,6 +1037,7 @@ function render() {
   fillCurves();
   fillEffects();
   fillHeatAxes();
+  fillCosts();
   fillWinner();
   fillData();
   if (changed("versions", data.versions)) facts($("versions"), Object.entries(data.versions));
@@ -1091,7 +1114,7 @@ chart("chart-memory", () => batchChart("peak memory of the worker", "MB", (row) 
 chart("chart-confusion", confusionChart);
 $("filters").addEventListener("submit", (event) => event.preventDefault());
 $("filters").addEventListener("reset", (event) => (event.preventDefault(), showAll()));
-$("heat-axes").addEventListener("submit", (event) => event.preventDefault());
+for (const id of ["heat-axes", "cost-by"]) $(id).addEventListener("submit", (event) => event.preventDefault());
 input.addEventListener("input", () => ((typed = input.value), filter()));
 $("unbrush").addEventListener("click", () => brush(new Set(), ""));
 $("brush-curve").addEventListener("click", () => pick(brushedWhat.key));

@@ -35,6 +35,7 @@ class Options:
         takeover: Take the lease even if another driver has it.
         mlflow: Address of the server to log to.
         serve: Serve the page while it trains.
+        refit: Train the winner once more, on training and validation images together.
         folder: Where the spec lies, from the current folder, and with it maybe the model's module.
     """
 
@@ -47,6 +48,7 @@ class Options:
     keep_checkpoints: KeepCheckpoints = KeepCheckpoints.all
     folder: str = "."
     serve: bool = False
+    refit: bool = False
 
 
 def lay_out(spec: Spec, options: Options) -> tuple[WorkerContext, Plan]:

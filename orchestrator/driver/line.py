@@ -16,6 +16,7 @@ from orchestrator.driver.lay_out import Options
 from orchestrator.driver.models import finish_models
 from orchestrator.driver.outcome import Outcome, outcome, run_tree
 from orchestrator.driver.progress import Progress
+from orchestrator.driver.refit import refit_winner
 from orchestrator.driver.signals import on_signals
 from orchestrator.driver.standing import largest_mb, look
 from orchestrator.driver.state import RunState
@@ -104,7 +105,7 @@ def _complete(state: RunState, watch: GridWatch, end: Ending, options: Options, 
         return
     with on_signals(watch.interrupt), contextlib.ExitStack() as held:
         _take_folder(state, watch, end, options.takeover, held, console)
-        _finish(state, watch, None, console)
+        _finish(state, watch, None, options, console)
 
 
 def _train(
@@ -149,7 +150,7 @@ def _train(
             watch.stop.set()
         watch.ensure_folder({})  # if no trial reached its first step, the failures still become rows
         if state.holds_lease():
-            _finish(state, watch, cluster, console)
+            _finish(state, watch, cluster, options, console)
         elif state.lease and state.lease.trouble and not state.lease.lost:
             raise state.lease.trouble  # the tables stay as they were, and nobody should take them for final
         if watch.refusal:
@@ -188,13 +189,17 @@ def _take_folder(
     held.enter_context(end)
 
 
-def _finish(state: RunState, watch: GridWatch, cluster: "Cluster | None", console: Console) -> None:
+def _finish(
+    state: RunState, watch: GridWatch, cluster: "Cluster | None", options: Options, console: Console
+) -> None:
     """When nothing runs any more: write the tables, the models, and the page that shows both."""
     state.write_last()
     finish_models(state, watch, cluster, console)
     open_test_set(state, watch, cluster, console)
     state.drop_checkpoints(last=True)
     write_page(state.context.run)
+    if options.refit:
+        refit_winner(state, watch, cluster, console)
 
 
 def _at_once(cluster: "Cluster") -> str:

@@ -44,13 +44,19 @@ def finish_models(state: RunState, watch: GridWatch, cluster: "Cluster | None", 
 
 
 class RetrainingWatch:
-    """A cluster.watch.Watch for trials that are trained again for their models. The board does not change."""
+    """A cluster.watch.Watch for trials that are trained for their models alone. The board does not change.
 
-    def __init__(self, results: Mapping[str, Result], console: Console) -> None:
-        self._results, self._console = results, console
+    Attributes:
+        error: Why the last one that was not trained was not; None: all were.
+    """
+
+    def __init__(self, results: Mapping[str, Result], console: Console, what: str = "models") -> None:
+        """what: how lines begin."""
+        self._results, self._console, self._what = results, console, what
+        self.error: str | None = None
 
     def started(self, trial_id: str) -> None:
-        self._console.out(f"models: making that of {trial_id}")
+        self._console.out(f"{self._what}: making that of {trial_id}")
 
     def may_start(
         self,
@@ -75,18 +81,21 @@ class RetrainingWatch:
         self._console.out(line)
 
     def refused(self, trial: Trial, why: str) -> None:
-        self._console.out(f"models: {trial.id} could not be trained again: {why}")
+        self.error = why
+        self._console.out(f"{self._what}: {trial.id} could not be trained again: {why}")
 
     def epoch(self, trial_id: str, epoch: Epoch) -> None:
-        self._console.out(f"models: {trial_id} epoch {epoch.epoch}")
+        self._console.out(f"{self._what}: {trial_id} epoch {epoch.epoch}")
 
     def reached(self, result: Result) -> None:
         pass
 
     def ended(self, result: Result) -> None:
-        before = self._results[result.trial_id].digests
+        known = self._results.get(result.trial_id)
+        before = known.digests if known else {}
         if result.status == "failed":
-            self._console.out(f"models: {result.trial_id} failed when it was trained again: {result.error}")
+            self.error = result.error
+            self._console.out(f"{self._what}: {result.trial_id} failed when it was trained again: {result.error}")
         elif any(before.get(epoch, digest) != digest for epoch, digest in result.digests.items()):
             self._console.out(
                 f"models: {result.trial_id} came out with other weights than before, as it may on a GPU, another "

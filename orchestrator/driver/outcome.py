@@ -12,7 +12,7 @@ from orchestrator.display.winner import read_best, say_test
 from orchestrator.driver.state import RunState
 from orchestrator.errors import DONE, FAILED, INTERRUPTED, USED_UP
 from orchestrator.race.describe import sum_up
-from orchestrator.runs.folder import BEST
+from orchestrator.runs.folder import BEST, REFIT
 
 
 class Outcome(StrEnum):
@@ -42,6 +42,7 @@ def run_tree(state: RunState, how: Outcome) -> dict[str, Any]:
     """What `grid --json` says of a run that has ended: see docs/json.md."""
     context, board = state.context, state.board
     run, best = context.run, read_best(context.run, board)
+    refit = run.read_model(REFIT)
     race = sum_up(state.course, context.spec, state.plan) if state.course else []
     found = verdict(board, state.history, state.predictions)
     notes = [*race, *say_test(run, board)] if found else []
@@ -52,5 +53,6 @@ def run_tree(state: RunState, how: Outcome) -> dict[str, Any]:
         "exit_status": how.exit_status,
         "cost_usd": cost_usd(context.spec, state.plan, state.results),
         "model": f"{run.store.uri}/models/{BEST}.keras" if best else None,
+        "refit": f"{run.store.uri}/models/{REFIT}.keras" if refit and best and refit.point_id == best.point_id else None,
         **board_tree(board, board, found, notes, best.test if best else None),
     }

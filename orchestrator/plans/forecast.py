@@ -74,13 +74,14 @@ _STEP_BYTES_PER_PIXEL = 2000  # activations, gradients and workspace of small_cn
 def gpu_memory_mb(settings: Settings, counts: Counts) -> float:
     """GPU memory that a trial is expected to take, in MB, including the decoded images of its data set."""
     images = counts.images * 3 * math.prod(settings.data.image_size)
-    step = _batch_pixels(settings) * _STEP_BYTES_PER_PIXEL * _work(settings, "activations")
+    step = _batch_pixels(settings) * _STEP_BYTES_PER_PIXEL * max(1.0, _work(settings, "activations"))
     return _GPU_CONTEXT_MB + (images + step) / 1e6
 
 
 def worker_memory_mb(settings: Settings) -> float:
     """Memory that a worker may take to train this trial on CPUs, in MB."""
-    return WORKER_MB + _batch_pixels(settings) * _WORKER_BYTES_PER_PIXEL * _work(settings, "activations") / 1e6
+    per_pixel = _WORKER_BYTES_PER_PIXEL * max(1.0, _work(settings, "activations"))
+    return WORKER_MB + _batch_pixels(settings) * per_pixel / 1e6
 
 
 def _work(settings: Settings, what: Literal["gmacs", "activations"]) -> float:

@@ -52,6 +52,8 @@ class Trial:
         frozen: Id of the trial that this one branches from, where it unfreezes its backbone: the same, but frozen. Such
             a trial has one milestone, and goes on for as many epochs as the frozen one has then.
         fold: In which fold of the images it validates; 0 where there is one.
+        refit_steps: It trains on training and validation images together, and ends after so many steps, within an epoch
+            if need be; None: it trains whole epochs on the training images.
     """
 
     id: str
@@ -63,6 +65,7 @@ class Trial:
     points: tuple[str, ...]
     frozen: str | None = None
     fold: int = 0
+    refit_steps: int | None = None
 
     @property
     def draw(self) -> tuple[int, int]:

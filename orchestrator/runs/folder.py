@@ -5,6 +5,7 @@
     index.parquet: which images these are; see data/changes.py
     race.json  leaderboard.parquet  history.parquet  predictions.parquet  report.html  dataset.json  events/<point>/…
     progress.json: what runs now, and how long it will take; only while a driver is at work
+    models/refit.keras and .json: the winner, trained once more on the validation images too
     models/best.keras, .json and -validation.parquet: the winner's; <point>.…: kept; candidates/<point>.…: may still win
     events.jsonl: what happened; see events.py. told.json: of which ends of the run somebody was told
     test.json: each time that a winner was shown the test images; models/best-test.parquet: what it said of them
@@ -45,6 +46,7 @@ INDEX = "index.parquet"
 REPORT = "report.html"
 PROGRESS = "progress.json"
 BEST = "best"
+REFIT = "refit"
 VALIDATION = f"models/{BEST}-validation.parquet"
 TEST = f"models/{BEST}-test.parquet"
 LOOKS = "test.json"
@@ -167,14 +169,15 @@ class Run:
         except (Missing, ValidationError):
             return None
 
-    def write_model(self, name: str, keras: bytes, validation: bytes, facts: Exported) -> None:
+    def write_model(self, name: str, keras: bytes, validation: bytes | None, facts: Exported) -> None:
         """Write a model, and its .json last: a model without one is incomplete.
 
-        validation: Parquet, one row per validation image; see train/export.py.
+        validation: Parquet, one row per validation image; see train/export.py. None: no image validates it.
         """
         self.store.delete(f"models/{name}.json")
         self.store.write(f"models/{name}.keras", keras)
-        self.store.write(f"models/{name}-validation.parquet", validation)
+        if validation is not None:
+            self.store.write(f"models/{name}-validation.parquet", validation)
         self.store.write(f"models/{name}.json", facts.model_dump_json(indent=1).encode())
 
     def copy_model(self, source: str, target: str, facts: Exported) -> None:

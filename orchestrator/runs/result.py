@@ -180,6 +180,19 @@ class Threshold(_Record):
     note: str = "chosen on these very validation images: on others it gains less"
 
 
+class Refitted(_Record):
+    """How the winner was trained once more.
+
+    Attributes:
+        images: How many it was trained on, those that validated it before among them.
+        steps: How many it took: as many as the winner.
+    """
+
+    images: int
+    steps: int
+    note: str = "trained on the validation images too: its metrics are those of training, and nothing validates it"
+
+
 class Exported(_Record):
     """The .json beside an exported model: everything that is needed to use it.
 
@@ -194,6 +207,7 @@ class Exported(_Record):
         threshold: Of two classes, the second is said where its probability is above this; None: one half, as in
             training.
         threshold_chosen: Why it is another than one half.
+        refit: In models/refit.json; its metrics are those of its training, and its threshold is the winner's.
     """
 
     version: Literal[1] = 1
@@ -217,6 +231,7 @@ class Exported(_Record):
     test: Tested | None = None
     threshold: float | None = Field(None, ge=0, le=1)
     threshold_chosen: Threshold | None = None
+    refit: Refitted | None = None
 
     @property
     def model(self) -> str:

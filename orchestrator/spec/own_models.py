@@ -18,7 +18,7 @@ class OwnNetwork:
 
 OWN_MODELS: dict[str, OwnNetwork] = {
     "small_cnn": OwnNetwork(0.0196, 64.3),
-    "wide_cnn": OwnNetwork(0.158, 364),
+    "wide_cnn": OwnNetwork(0.0902, 273),
     "deep_cnn": OwnNetwork(0.0537, 188),
     "small_vgg": OwnNetwork(0.0400, 64.1),
     "all_cnn": OwnNetwork(0.0696, 210),
@@ -27,5 +27,5 @@ OWN_MODELS: dict[str, OwnNetwork] = {
     "se_resnet": OwnNetwork(0.0500, 296),
     "separable_cnn": OwnNetwork(0.0122, 198),
     "small_convnext": OwnNetwork(0.0326, 146),
-    "mlp": OwnNetwork(0.00159, 0.2),
+    "mlp": OwnNetwork(0.00159, 0.156),
 }

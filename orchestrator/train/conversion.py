@@ -114,7 +114,8 @@ def convert(
     model: a run folder, or a .keras file beside its .json and its -validation.parquet. to: one of FORMATS.
     output: a folder or bucket; None: a folder with the name of the run and the format, in the current one.
     int8: whole numbers instead of floats, only for tflite. data: where the images lie, if not where they were.
-    check: False: compare nothing, and read no images, but for int8. Raises BadInput.
+    check: False: compare nothing, and read no images, but for int8. A refitted model is never compared, as no image
+    validated it. Raises BadInput.
     """
     if to not in FORMATS:
         raise BadInput(f"the format must be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, got {to}")
@@ -122,6 +123,7 @@ def convert(
         raise BadInput(f"int8 must go with tflite, got {to}: leave it out, or export to tflite")
     _require(to)
     keras_file, facts, name = read_model(model)
+    check = check and facts.refit is None
     images = _Images.of(facts, name, data) if check or int8 else None
     network = _Network(load(keras_file, name, facts.model), facts)
     if to != "savedmodel":

@@ -19,8 +19,8 @@ from orchestrator.data.pipeline import SCALE, Source
 from orchestrator.data.stream import decode
 from orchestrator.plans.points import points_of
 from orchestrator.runs.context import WorkerContext
-from orchestrator.runs.folder import CANDIDATES, KeepModels, versions
-from orchestrator.runs.result import Epoch, Exported, merit, ranked_by
+from orchestrator.runs.folder import BEST, CANDIDATES, REFIT, KeepModels, versions
+from orchestrator.runs.result import Epoch, Exported, Refitted, merit, ranked_by
 from orchestrator.runs.threshold import choose_threshold
 from orchestrator.store import StoreError
 from orchestrator.train.backbone import Branch, compose
@@ -48,10 +48,15 @@ class Exporter:
         """See which models lie in the run folder already. To be called when training went on from a checkpoint."""
         if not self._training.history or self._context.keep is KeepModels.none:
             return
-        for milestone, point in self._points.items():
-            found = self._context.run.read_model(f"{self._prefix}{point.id}")
-            if found and found.epoch == self._epoch(milestone).epoch:
+        for milestone in self._points:
+            found = self._context.run.read_model(self._name(milestone))
+            own = (self._training.trial.id, self._epoch(milestone).epoch)
+            if found and (found.trial_id, found.epoch) == own:
                 self._written.add(milestone)
+
+    def _name(self, milestone: int) -> str:
+        """The name of the model of a milestone in the run folder."""
+        return REFIT if self._training.trial.refit_steps else f"{self._prefix}{self._points[milestone].id}"
 
     @property
     def must_restart(self) -> bool:
@@ -117,6 +122,10 @@ class Exporter:
         with _lent(training.weights, weights):
             keras_file = to_bytes(self._whole_model())
             digest = weights_digest(training.model)
+        if training.trial.refit_steps:
+            run.write_model(REFIT, keras_file, None, self._refit_facts(self._facts(milestone, digest)))
+            self._written.add(milestone)
+            return
         if outputs is None:
             validated = training.loop.validate()
             assert validated is not None  # nothing stops it
@@ -125,13 +134,19 @@ class Exporter:
         threshold, chosen = choose_threshold(self._context.spec.metric, index.labels[rows], probabilities)
         facts = self._facts(milestone, digest).model_copy(update={"threshold": threshold, "threshold_chosen": chosen})
         validation = judged_file(index, training.images.source, rows, probabilities)
-        name = f"{self._prefix}{self._points[milestone].id}"
-        run.write_model(name, keras_file, validation, facts)
+        run.write_model(self._name(milestone), keras_file, validation, facts)
         if self._context.keep is KeepModels.best:
             for beaten in self._written:
-                run.delete_models([f"{self._prefix}{self._points[beaten].id}"])
+                run.delete_models([self._name(beaten)])
             self._written.clear()
         self._written.add(milestone)
+
+    def _refit_facts(self, facts: Exported) -> Exported:
+        """Those of a refit: what the winner's validation images chose stays chosen."""
+        training, best = self._training, self._context.run.read_model(BEST)
+        refit = Refitted(images=len(training.images.rows), steps=training.trial.refit_steps or 0)
+        chosen = {} if best is None else {name: getattr(best, name) for name in ("threshold", "threshold_chosen")}
+        return facts.model_copy(update={"refit": refit, **chosen})
 
     def _whole_model(self) -> keras.Model:
         """The model from pixels on, even where it is trained on features."""

@@ -47,7 +47,10 @@ def open_inputs(
         resident = _feature_source(context, settings, source, cache.bad, reporter)
     elif cache.images is not None and (gpu := gpu_with_room(cache.images.nbytes)):
         resident = replace(source, images=_on_device(gpu, cache.images, source.images))
-    return TrialImages(source, resident, rows, np.flatnonzero(index.validates(trial.fold) & readable)), cache
+    validation = np.flatnonzero(index.validates(trial.fold) & readable)
+    if trial.refit_steps:
+        rows, validation = np.union1d(rows, validation), validation[:0]
+    return TrialImages(source, resident, rows, validation), cache
 
 
 def open_source(context: WorkerContext, settings: Settings, seed: int, reporter: Reporter) -> tuple[Source, Cache]:

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from orchestrator.data.pipeline import FeatureSource, Source
+from orchestrator.plans.points import Trial
 from orchestrator.train.feeds import VALIDATION_BATCH, PipedFeed, PipedValidation, ResidentFeed, ResidentValidation
 from orchestrator.train.steps import Sums, no_sums, training_step
 
@@ -54,7 +55,7 @@ class Loop:
     """Trains and validates one model.
 
     Attributes:
-        steps: Steps of an epoch. The last one takes what images remain.
+        steps: Steps of a whole epoch. The last one takes what images remain.
         sums: Variable, (4,) float64: Sums over the steps taken of the epoch at work. A checkpoint must hold it.
     """
 
@@ -64,12 +65,13 @@ class Loop:
         optimizer: keras.optimizers.Optimizer,
         images: TrialImages,
         batch_size: int,
-        epochs: int,
+        trial: Trial,
         weights: np.ndarray | None = None,
     ) -> None:
-        """optimizer: built for the model. epochs: how many the trial has at most. weights: as training_step takes."""
-        self._images, self._batch_size, self._epochs = images, batch_size, epochs
+        """optimizer: built for the model. weights: as training_step takes."""
+        self._images, self._batch_size, self._epochs = images, batch_size, trial.milestones[-1]
         self.steps = math.ceil(len(images.rows) / batch_size)
+        self._in_all = trial.refit_steps
         self.sums = tf.Variable(no_sums())
         step = training_step(model, optimizer, self.sums, weights)
         self._feed: ResidentFeed | PipedFeed
@@ -85,10 +87,14 @@ class Loop:
         else:
             self._validation = PipedValidation(images.source, images.validation_rows, model)
 
+    def steps_of(self, epoch: int) -> int:
+        """Steps of the epoch after so many: all, or in a refit what is left of its steps; then none."""
+        return self.steps if self._in_all is None else max(0, min(self.steps, self._in_all - epoch * self.steps))
+
     def train(self, epoch: int, step: int) -> tuple[int, float]:
         """Take a stretch of steps within one epoch.
 
-        epoch: how many are over. step: how many steps of the next one are taken, below `steps`.
+        epoch: how many are over. step: how many steps of the next one are taken, below `steps_of`.
         Returns how many more it took, and the seconds that they lasted.
         """
         position = epoch * self.steps + step
@@ -96,7 +102,7 @@ class Loop:
             self._feed.open(position, self._epochs)
         full_steps, rest = divmod(len(self._images.rows), self._batch_size)
         size, ahead = (self._batch_size, full_steps - step) if step < full_steps else (rest, 1)
-        with self._stretch.of(ahead) as count:
+        with self._stretch.of(min(ahead, self.steps_of(epoch) - step)) as count:
             self._feed.take(position, count, size)
         self._position = position + count
         return count, self._stretch.took_s

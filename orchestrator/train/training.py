@@ -36,7 +36,7 @@ class Training:
     Attributes:
         history: The epochs that are over.
         digests: Epoch -> SHA-256 of the weights after it, for each milestone so far.
-        step: Steps taken of the epoch after the history; all of them while it is validated.
+        step: Steps taken of the epoch after the history; all of them while it is validated, if anything validates it.
         spent_s: Seconds that these steps took.
         outputs: (validation images, model outputs) float32, what the model said of the validation images after the
             last epoch; None where a checkpoint was taken since, which does not hold it.
@@ -62,7 +62,7 @@ class Training:
         optimizer = make_optimizer(_schedule(settings))
         optimizer.build(self.model.trainable_variables)
         weights = class_weights(settings.train.class_weight, context.index.classes, context.index.labels[images.rows])
-        self.loop = Loop(self.model, optimizer, images, settings.train.batch_size, trial.milestones[-1], weights)
+        self.loop = Loop(self.model, optimizer, images, settings.train.batch_size, trial, weights)
         changing = {id(v) for v in (*self.head.variables, *self.model.trainable_variables)}
         self.weights = [v for v in self.model.variables if id(v) in changing]
         self._variables = [*self.weights, *optimizer.variables, self.loop.sums]  # in a checkpoint's order
@@ -89,8 +89,9 @@ class Training:
 
     @property
     def ended_early(self) -> bool:
-        """Whether early stopping ended it."""
-        return _ends_early(self.history, self.settings.train.early_stopping)
+        """Whether early stopping ended it, or the last step of a refit."""
+        is_last = self.loop.steps_of(len(self.history)) == 0
+        return is_last or _ends_early(self.history, self.settings.train.early_stopping)
 
     @property
     def restores_best(self) -> bool:
@@ -109,13 +110,18 @@ class Training:
         stopped: asked about once a second; where it says so, the epoch stays as it is and False is returned.
         Raises Diverged.
         """
+        if not len(self._labels):
+            self._finish_unvalidated()
+            return True
         began = time.perf_counter()
         if (validated := self.loop.validate(stopped)) is None:
             return False
         validate_s = time.perf_counter() - began
         probabilities = class_probabilities(validated.outputs)
         found = Predictions(self._labels, probabilities, predicted_classes(probabilities))
-        self.history.append(self._epoch(self.loop.take_sums(), validated.sums, found, validate_s))
+        training = self.loop.take_sums()
+        metrics = {**_means("", training), **_means("val_", validated.sums), **measure(found)}
+        self.history.append(self._epoch(training, metrics, validate_s))
         self.step, self.spent_s, self.outputs = 0, 0.0, validated.outputs
         epoch = len(self.history)
         is_best = ranked_by(self.history, self.restores_best, self._metric).epoch == epoch
@@ -128,16 +134,25 @@ class Training:
             self.tally.keep(epoch)
         return True
 
-    def _epoch(self, training: Sums, validated: Sums, found: Predictions, validate_s: float) -> Epoch:
+    def _finish_unvalidated(self) -> None:
+        """Add the epoch of a refit to the history: its figures are those of training."""
+        training = self.loop.take_sums()
+        self.history.append(self._epoch(training, _means("", training), 0.0))
+        self.step, self.spent_s = 0, 0.0
+        if self.is_over:
+            self.digests[len(self.history)] = weights_digest(self.model)
+
+    def _epoch(self, training: Sums, metrics: dict[str, float], validate_s: float) -> Epoch:
+        """Raises Diverged."""
         number = len(self.history) + 1
-        for objective in (training.objective, validated.objective):
-            if not math.isfinite(objective):
-                raise Diverged(f"the loss became {objective} in epoch {number}: try a smaller learning_rate")
+        for name in ("objective", "val_objective"):
+            if not math.isfinite(metrics.get(name, 0.0)):
+                raise Diverged(f"the loss became {metrics[name]} in epoch {number}: try a smaller learning_rate")
         return Epoch(
             epoch=number,
-            metrics={**_means("", training), **_means("val_", validated), **measure(found)},
+            metrics=metrics,
             train_s=self.spent_s,
-            images_per_s=len(self.images.rows) / max(self.spent_s, 1e-9),
+            images_per_s=training.images / max(self.spent_s, 1e-9),
             validate_s=validate_s,
         )
 
@@ -161,7 +176,7 @@ class Training:
             raise ValueError("it holds another model")
         if best and _shapes(best.weights) != _shapes(self.weights):
             raise ValueError("its best weights are another model's")
-        if state.step > self.loop.steps:
+        if state.step > self.loop.steps_of(len(state.history)):
             raise ValueError("it is of longer epochs")
         if lacks(state.history, self._metric):
             raise ValueError(f"an older version wrote it, which did not record {self._metric}")

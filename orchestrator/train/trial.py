@@ -137,7 +137,7 @@ def _train(
 
 def _train_epoch(training: Training, stopped: Callable[[], bool]) -> None:
     """Train to the end of the epoch at work. Raises Stopped where `stopped`, asked once a second, says so."""
-    while training.step < training.loop.steps:
+    while training.step < training.loop.steps_of(len(training.history)):
         training.take_steps()
         if stopped():
             raise Stopped
@@ -234,6 +234,8 @@ def _save_result(training: Training, context: WorkerContext, facts: Mapping[str,
     result = _result(training, facts, epochs)
     if not context.models_only:
         context.run.write_result(result)
+        if trial.refit_steps:  # no point is read off it
+            return result
         # the trial itself is safe by now, and events that are missing are written by the driver when the run ends
         with contextlib.suppress(StoreError, OSError):
             points = [point for point in points_of(trial, context.spec.axes) if point.epochs <= epochs]
