@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import boto3
 import keras
@@ -34,6 +35,7 @@ from orchestrator.train.export import judged_file
 from orchestrator.train.inference import classify
 from orchestrator.train.model import small_cnn
 from orchestrator.train.model_file import to_bytes
+from orchestrator.train.zoo import se_resnet, small_convnext
 
 README = (Path(orchestrator.__file__).parents[1] / "README.md").read_text()
 SIZE = (24, 20)
@@ -145,6 +147,20 @@ def test_a_model_of_three_classes_in_half_precision_computes_in_float32(to: str,
     assert done.check is not None
     assert 0 < done.check.largest < 0.01
     assert done.check.compared == done.check.images > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [se_resnet, small_convnext])
+@pytest.mark.parametrize("to", conversion.FORMATS)
+def test_a_network_of_the_package_says_the_same_elsewhere(to: str, network: Any, photographs: Path, tmp_path: Path):
+    """With moving averages that are not those of a start, depthwise convolutions and layer normalisation."""
+    keras.utils.set_random_seed(1)
+    model = network((*SIZE, 3), 2)
+    for _ in range(20):
+        model(np.random.default_rng(0).random((8, *SIZE, 3), np.float32) / 3, training=True)
+    done = convert(str(write_run(tmp_path / "run", photographs, model)), to, str(tmp_path / "export"))
+    assert done.check.images == done.check.agree > 15
+    assert done.check.largest < 1e-4
 
 
 @pytest.mark.parametrize("to", ["tflite", "onnx"])

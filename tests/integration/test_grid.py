@@ -8,11 +8,13 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from grids import assert_the_winner_is_there, board, command, digests, grid, results
 from images import class_folder, fill
 
+from orchestrator import open_run
 from orchestrator.runs import lease
 from orchestrator.store import open_store
 
@@ -240,6 +242,37 @@ def test_a_grid_of_which_nothing_can_be_trained_is_a_board_of_reasons(tmp_path: 
     assert list(table.status) == ["failed"] * 2
     assert table.error.str.contains("dropout|rate", case=False).all()
     assert (tmp_path / "runs" / "shirts" / "report.html").exists()
+
+
+def test_networks_are_compared_and_the_winner_is_refitted(tmp_path: Path) -> None:
+    """Their sizes stand on the board; the refit is made once, to the same bits by one worker and by two."""
+    sets = ["grid={model: [mlp, se_resnet]}", "train.epochs=2", "data.image_size=12", "seeds=[0, 1]"]
+    weights = []
+    for name, at_once in (("two", 2), ("one", 1)):
+        own = [*sets, f"name={name}", f"resources.max_concurrent={at_once}"]
+        line = [*(part for each in own for part in ("--set", each)), "--refit", "--json"]
+        done = grid(*line, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        told = json.loads(done.stdout)
+        run = tmp_path / "runs" / name
+        assert told["refit"] == f"{run}/models/refit.keras"
+        facts = json.loads((run / "models" / "refit.json").read_text())
+        assert (facts["point_id"], facts["refit"]["images"]) == (told["rows"][0]["point_id"], 1200)
+        assert facts["refit"]["steps"] == 30 * json.loads((run / "models" / "best.json").read_text())["epoch"]
+        weights.append({path.name: json.loads(path.read_text())["digests"] for path in (run / "trials").iterdir()})
+    assert weights[0] == weights[1]
+    assert len(weights[0]) == 5
+    table = board(run)
+    assert table.groupby("model").parameters.first().to_dict() == {"mlp": 72_065, "se_resnet": 80_957}
+    assert (table.model_mb == table.parameters * 4e-6).all()
+    assert (table.ms_per_image > 0).all()
+    before = results(run)
+    again = grid(*line, cwd=tmp_path)
+    assert json.loads(again.stdout)["refit"] == told["refit"]
+    assert results(run) == before
+    assert "the winner again" not in again.stderr
+    said = open_run(run).refitted.predict(np.zeros((1, 12, 12, 3), np.uint8))
+    assert len(said) == 1
 
 
 def test_points_may_be_trained_alone(shirts: Path, tmp_path: Path) -> None:
