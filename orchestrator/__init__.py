@@ -41,7 +41,8 @@ def run(
     with the package. fields: each replaces one of the spec, as `--set` does: `data="./pets"`, `grid={...}`,
     `train={...}`, `output=...`, `name=...`; others are axes, with a list of values or one: `epochs=[10, 20]`,
     `learning_rate=0.01`. `model` may be a function, of a module or of the notebook itself.
-    share_epochs, takeover, export_models, keep_checkpoints, mlflow, refit: as the options of `python -m orchestrator.grid`.
+    share_epochs, takeover, export_models, keep_checkpoints, mlflow, refit: as the options of
+    `python -m orchestrator.grid`.
 
     In a notebook one output shows how it goes on; elsewhere lines are printed, as by the command. Points that fail are
     rows of the board. Raises BadInput for what a person can fix. Ctrl-C, or the notebook's stop, writes every trial's

@@ -13,6 +13,7 @@ from orchestrator.plans.forecast import Counts
 from orchestrator.plans.points import make_plan
 from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES
 from orchestrator.spec.code import read_code
+from orchestrator.spec.own_models import OWN_MODELS
 from orchestrator.spec.reading import load_spec, to_yaml, validate
 from orchestrator.spec.sections import Spec
 
@@ -73,8 +74,11 @@ WRONG = [
     ("augment.horizontal_flip", "yes", "augment.horizontal_flip must be true or false, got 'yes'"),
     ("augment.horizontal_flip", 1, "augment.horizontal_flip must be true or false, got 1"),
     ("train.early_stopping", 3, "train.early_stopping must be a mapping, got 3"),
-    ("model", "resnet", "model must be auto, head, small_cnn, wide_cnn, deep_cnn, small_vgg, all_cnn, small_resnet, "
-     "large_resnet, se_resnet, separable_cnn, small_convnext, mlp or package.module:function, got 'resnet'"),
+    (
+        "model",
+        "resnet",
+        f"model must be auto, head, {', '.join(OWN_MODELS)} or package.module:function, got 'resnet'",
+    ),
     ("model", "a..b:c", "model must be auto, head, small_cnn, "),
     (
         "metric",

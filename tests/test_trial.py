@@ -287,7 +287,7 @@ def test_a_refit_takes_the_winners_steps_on_all_its_images(
 def test_whatever_it_trains_with_a_killed_trial_goes_on_exactly(
     worker: ProcessPoolExecutor, tmp_path: Path, setting: str
 ) -> None:
-    """Half-size numbers, whose losses are scaled, an optimizer with other state, weights of classes, moving averages."""
+    """Half-size numbers, whose losses are scaled, other state of an optimizer, weights of classes, moving averages."""
     settings = (setting, "grid.epochs=[2]", "train.checkpoint_every_s=0.001")
     work, (trial,) = work_in(tmp_path / "killed", *settings)
     kill_in_mid_epoch(trial, work, 1)

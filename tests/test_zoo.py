@@ -44,11 +44,7 @@ ALIKE = ("wide_cnn", "all_cnn", "small_vgg", "small_resnet", "large_resnet")  # 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ())
-        for name in OWN_MODELS
-        if name != "small_cnn"
-    ],
+    [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in OWN_MODELS if name != "small_cnn"],
 )
 def test_a_network_learns_the_smallest_images(name: str):
     """8 x 8, three classes, half precision: the loss of a batch falls, also after a batch of one image."""

@@ -70,7 +70,7 @@ class OpenRun:
 
     @property
     def refitted(self) -> Best:
-        """The winner, trained once more on the validation images too. Raises BadInput where the run folder holds none."""
+        """The winner, trained once more on the validation images too. Raises BadInput where there is none."""
         return Best(self.uri, REFIT)
 
     @property

@@ -189,9 +189,7 @@ def _take_folder(
     held.enter_context(end)
 
 
-def _finish(
-    state: RunState, watch: GridWatch, cluster: "Cluster | None", options: Options, console: Console
-) -> None:
+def _finish(state: RunState, watch: GridWatch, cluster: "Cluster | None", options: Options, console: Console) -> None:
     """When nothing runs any more: write the tables, the models, and the page that shows both."""
     state.write_last()
     finish_models(state, watch, cluster, console)

@@ -53,6 +53,8 @@ def run_tree(state: RunState, how: Outcome) -> dict[str, Any]:
         "exit_status": how.exit_status,
         "cost_usd": cost_usd(context.spec, state.plan, state.results),
         "model": f"{run.store.uri}/models/{BEST}.keras" if best else None,
-        "refit": f"{run.store.uri}/models/{REFIT}.keras" if refit and best and refit.point_id == best.point_id else None,
+        "refit": f"{run.store.uri}/models/{REFIT}.keras"
+        if refit and best and refit.point_id == best.point_id
+        else None,
         **board_tree(board, board, found, notes, best.test if best else None),
     }

@@ -263,7 +263,9 @@ def _combinations(spec: Spec, networks: Networks) -> Iterator[tuple[dict[str, An
         return any(hits)
 
     if spec.grid:
-        rest: dict[tuple[Any, ...], tuple[dict[str, Any], dict[str, str]]] = {}  # of each network: what stands for others
+        rest: dict[
+            tuple[Any, ...], tuple[dict[str, Any], dict[str, str]]
+        ] = {}  # of each network: what stands for others
         as_texts = ([canonical(value) for value in values] for values in spec.grid.values())
         pairs = zip(itertools.product(*spec.grid.values()), itertools.product(*as_texts), strict=True)
         for chosen, texts in pairs:

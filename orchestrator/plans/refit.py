@@ -16,8 +16,8 @@ def refit_trial(trial: Trial, point: Point, steps_per_epoch: int, epoch: int) ->
     """
     if trial.frozen:
         raise BadInput(
-            "--refit must have a winner that unfreezes nothing of its backbone, as that one goes on from a trial of its "
-            "own: leave --refit out, or exclude the points with unfreeze above 0"
+            "--refit must have a winner that unfreezes nothing of its backbone, as that one goes on from another "
+            "trial: leave --refit out, or exclude the points with unfreeze above 0"
         )
     steps = epoch * steps_per_epoch
     own = hashlib.sha256(f"{trial.id}\nrefit.steps={steps}".encode()).hexdigest()[:12]

@@ -26,7 +26,7 @@ class Settings:
     model_args: dict[str, Scalar]
 
 
-# Axis name -> section and field to which the value goes. Whatever is not listed here is an argument of the model function.
+# Axis name -> section and field of its value. Whatever is not listed here is an argument of the model function.
 AXIS_PATHS: dict[str, tuple[str, str]] = {
     "image_size": ("data", "image_size"),
     "training_images": ("data", "training_images"),
@@ -36,7 +36,13 @@ AXIS_PATHS: dict[str, tuple[str, str]] = {
     **{name: ("augment", name) for name in Augment.model_fields},
     **{name: ("train", name) for name in Train.model_fields if name not in ("early_stopping", "checkpoint_every_s")},
 }
-SECTIONS: dict[str, type[Section]] = {"spec": Spec, "data": Data, "augment": Augment, "backbone": Backbone, "train": Train}
+SECTIONS: dict[str, type[Section]] = {
+    "spec": Spec,
+    "data": Data,
+    "augment": Augment,
+    "backbone": Backbone,
+    "train": Train,
+}
 # Fields that came after 0.1.0 -> the value at which they change nothing: not named in ids then, so that older runs can
 # go on.
 LATER = {

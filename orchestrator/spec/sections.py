@@ -140,7 +140,7 @@ class Train(Section):
 
 
 class OwnModel(Section):
-    """Arguments of the package's own models, where they are axes. hidden: units of a layer before the classes; 0: none."""
+    """Arguments of the package's models, where they are axes. hidden: units of a layer before the classes; 0: none."""
 
     dropout: float = Field(0.0, ge=0, le=1)
     l2: float = Field(0.0, ge=0)
