@@ -28,14 +28,14 @@ def say_test(run: Run, board: pa.Table) -> list[str]:
 
 def read_test(run: Run, board: pa.Table) -> Tested | None:
     """What the point that ranks first reaches on the test images; None if it was shown none."""
-    best = read_best(run, board)
+    best = read_first(run, board)
     return best.test if best else None
 
 
-def read_best(run: Run, board: pa.Table) -> Exported | None:
-    """The facts of the model in models/, if it is that of the point that ranks first."""
-    best = run.read_model(BEST)
-    return best if best and board.num_rows and best.point_id == board["point_id"][0].as_py() else None
+def read_first(run: Run, board: pa.Table, name: str = BEST) -> Exported | None:
+    """The facts of a model in models/, if it is that of the point that ranks first. name: BEST or REFIT."""
+    found = run.read_model(name)
+    return found if found and board.num_rows and found.point_id == board["point_id"][0].as_py() else None
 
 
 @dataclass(frozen=True)

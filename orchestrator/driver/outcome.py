@@ -8,7 +8,7 @@ import pyarrow as pa
 from orchestrator.board.table import cost_usd
 from orchestrator.board.views import verdict
 from orchestrator.display.table import board_tree, count_points
-from orchestrator.display.winner import read_best, say_test
+from orchestrator.display.winner import read_first, say_test
 from orchestrator.driver.state import RunState
 from orchestrator.errors import DONE, FAILED, INTERRUPTED, USED_UP
 from orchestrator.race.describe import sum_up
@@ -41,8 +41,8 @@ def outcome(board: pa.Table, budget_used_up: bool, interrupted: bool) -> Outcome
 def run_tree(state: RunState, how: Outcome) -> dict[str, Any]:
     """What `grid --json` says of a run that has ended: see docs/json.md."""
     context, board = state.context, state.board
-    run, best = context.run, read_best(context.run, board)
-    refit = run.read_model(REFIT)
+    run, best = context.run, read_first(context.run, board)
+    refit = read_first(run, board, REFIT)
     race = sum_up(state.course, context.spec, state.plan) if state.course else []
     found = verdict(board, state.history, state.predictions)
     notes = [*race, *say_test(run, board)] if found else []
@@ -53,8 +53,6 @@ def run_tree(state: RunState, how: Outcome) -> dict[str, Any]:
         "exit_status": how.exit_status,
         "cost_usd": cost_usd(context.spec, state.plan, state.results),
         "model": f"{run.store.uri}/models/{BEST}.keras" if best else None,
-        "refit": f"{run.store.uri}/models/{REFIT}.keras"
-        if refit and best and refit.point_id == best.point_id
-        else None,
+        "refit": f"{run.store.uri}/models/{REFIT}.keras" if refit else None,
         **board_tree(board, board, found, notes, best.test if best else None),
     }

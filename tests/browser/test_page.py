@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect
 from run_folders import HOSTILE, NASTY, add_winner, write_run
 
 from orchestrator.display.page import write_page
+from orchestrator.runs.folder import BOARD, read_parquet
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,22 @@ def test_headers_sort_the_board_by_mouse_and_keyboard(visit: Callable[..., Page]
     expect(head).not_to_have_attribute("aria-sort", "descending")
     accuracies = column(page, "accuracy")
     assert accuracies[:-2] == sorted(accuracies[:-2], key=float, reverse=True)
+
+
+def test_the_score_is_drawn_against_the_size_of_models(visit: Callable[..., Page], tmp_path: Path):
+    """Where they differ, it is asked for in one list."""
+    run = write_run(str(tmp_path / "sizes"), {"batch_size": [16, 32, 64], "epochs": [6]})
+    board = read_parquet(run.store.read(BOARD))
+    sizes = pa.array([1000 * value for value in board["batch_size"].to_pylist()], pa.int64())
+    place = board.schema.get_field_index("parameters")
+    run.write_tables({BOARD: board.set_column(place, "parameters", sizes)})
+    write_page(run)
+    page = visit(tmp_path / "sizes" / "report.html")
+    page.locator("#cost").scroll_into_view_if_needed()
+    chart = page.locator("#chart-cost")
+    expect(chart).to_have_attribute("aria-label", re.compile("against training time of a point, s of 3 configurations"))
+    page.get_by_label("cost", exact=True).select_option("parameters")
+    expect(chart).to_have_attribute("aria-label", re.compile("frontier: .*batch_size=16.* with 16,000 parameters"))
 
 
 def test_filters_narrow_the_board_and_the_charts(visit: Callable[..., Page], cats: Path):
