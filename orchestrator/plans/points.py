@@ -298,7 +298,8 @@ def _rest_of(given: Mapping[str, Any], spec: Spec, networks: Networks, where: st
     backbone = spec.backbone or Backbone(name=NO_BACKBONE)
     sections = {"spec": spec, "data": spec.data, "augment": spec.augment, "backbone": backbone, "train": spec.train}
     of_section = {name: getattr(sections[part], field) for name, (part, field) in AXIS_PATHS.items()}
-    defaults, names = networks.codes[model].defaults | of_section, [name for name in spec.axes if name not in given]
+    defaults = networks.codes[model].defaults | of_section | {"model": model}
+    names = [name for name in spec.axes if name not in given]
     for name in names:
         if name not in defaults:
             raise BadInput(f"{where} must name {name}, to which the model {model} gives no plain default")
