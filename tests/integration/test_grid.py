@@ -264,7 +264,7 @@ def test_networks_are_compared_and_the_winner_is_refitted(tmp_path: Path) -> Non
     assert len(weights[0]) == 5
     table = board(run)
     assert table.groupby("model").parameters.first().to_dict() == {"mlp": 72_065, "se_resnet": 80_957}
-    assert (table.model_mb == table.parameters * 4e-6).all()
+    assert (table.model_mb == table.parameters * 4 / 1e6).all()
     assert (table.ms_per_image > 0).all()
     before = results(run)
     again = grid(*line, cwd=tmp_path)
