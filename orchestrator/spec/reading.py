@@ -105,12 +105,12 @@ def validate(tree: Mapping[str, Any]) -> Spec:
     for i, point in enumerate(exclude):
         if unknown := set(point) - set(grid) - {name for p in points for name in p}:
             raise BadInput(f"exclude[{i}].{sorted(unknown)[0]} must be an axis of the grid ({', '.join(grid)})")
-    check_sample(grid, spec.sample, exclude)
     spec = _check_race(spec, points, grid)
     if repeated := _first_repeat(spec.seeds):
         raise BadInput(f"seeds holds {repeated[1]} twice: each point would be trained twice; remove one")
     spec = _check_backbone(spec.model_copy(update={"grid": grid, "points": points, "exclude": exclude}))
     _check_arguments(spec)
+    check_sample(spec.grid, spec.sample, spec.exclude)
     return spec
 
 
