@@ -3,16 +3,22 @@
 from collections import Counter
 from itertools import islice
 from math import log10
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from run_folders import write_run
 from scipy.stats import qmc
 from test_plan import ids, planned
 
+from orchestrator.board.views import effects
+from orchestrator.display.figures import draw_heatmap
+from orchestrator.display.opening import read_board, read_history
+from orchestrator.display.page import gather
 from orchestrator.errors import BadInput
-from orchestrator.plans.points import Plan
+from orchestrator.plans.points import Plan, remaining
 from orchestrator.plans.sampling import DIMENSIONS, directions, draw
 from orchestrator.spec.ranges import Range
 from orchestrator.spec.reading import load_spec, to_yaml
@@ -162,8 +168,6 @@ def test_in_balanced_order_every_value_is_started_early() -> None:
 
 
 def test_a_resumed_run_keeps_the_balanced_order_and_finishes_a_seed_first() -> None:
-    from orchestrator.plans.points import remaining
-
     plan = planned(grid=CUBE, order="balanced", seeds=[3, 1])
     assert [trial.seed for trial in plan.trials] == [3] * 64 + [1] * 64
     done = {trial.id: trial.epochs for trial in plan.trials[:5]}
@@ -176,6 +180,30 @@ def test_in_balanced_order_each_quarter_of_a_range_is_started_early() -> None:
     first = plan.trials[:8]
     assert {trial.values["batch_size"] for trial in first} == {8, 16, 32, 64}
     assert len({rates.part(trial.values["learning_rate"]) for trial in first}) == 4
+
+
+QUARTERS = ["0.0001 to 0.000316", "0.000316 to 0.001", "0.001 to 0.00316", "0.00316 to 0.01"]
+
+
+def test_tables_and_figures_take_a_range_in_quarters(tmp_path: Path) -> None:
+    """Where 64 values would be 64 means of one point each. Whole numbers too, and few of them one by one."""
+    grid = {"learning_rate": RATE, "batch_size": {"from": 8, "to": 71}, "hidden": {"from": 0, "to": 3}}
+    run = write_run(str(tmp_path / "cats"), grid, drawn=64)
+    board, history = read_board(run.store.uri), read_history(run.store.uri)
+    table, note = effects(board, history)
+    found: dict[str, list[str]] = {}
+    for row in table.to_pylist():
+        found.setdefault(row["axis"], []).append(row["value"])
+        assert row["configurations"] == 16
+    assert found["learning_rate"] == QUARTERS
+    assert found["batch_size"] == ["8 to 23", "24 to 39", "40 to 55", "56 to 71"]
+    assert found["hidden"] == ["0", "1", "2", "3"]
+    assert note.startswith("of batch_size, learning_rate, quarters of the range; shares are of the variance")
+    (drawing,) = draw_heatmap(board, "learning_rate", "hidden").data
+    assert list(drawing.x) == QUARTERS
+    assert len(drawing.z) == len(drawing.z[0]) == 4
+    assert None not in [cell for row in drawing.z for cell in row]
+    assert gather(run)["ranges"]["learning_rate"]["parts"] == ["below 0.0001", *QUARTERS, "above 0.01"]
 
 
 AXES: dict[str, list[Any] | Range] = {
