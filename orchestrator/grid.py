@@ -14,6 +14,7 @@ from orchestrator.driver.line import orchestrate
 from orchestrator.driver.signals import on_signals
 from orchestrator.errors import (
     INTERRUPTED,
+    BadInput,
     end_whoever_reads,
     error_document,
     exit_at_once,
@@ -42,6 +43,9 @@ def main(
     output: Annotated[str | None, typer.Option(metavar="URI", help="Where the run folder goes.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run and its folder.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be trained, and train nothing.")] = False,
+    show: Annotated[
+        str | None, typer.Option(metavar="PNG", help="With --plan: draw training images as they are augmented.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document: see docs/json.md.")] = False,
     share_epochs: Annotated[bool, typer.Option(help="Points that differ only in epochs share one trial.")] = True,
     takeover: Annotated[bool, typer.Option("--takeover", help="Take the run over from another driver.")] = False,
@@ -81,7 +85,9 @@ def main(
 
     with exit_on_bad_input(), on_signals(leave):
         folder = os.path.dirname(spec or "") or "."
-        options = Options(plan, as_json, share_epochs, takeover, keep, mlflow, keep_checkpoints, folder, serve)
+        options = Options(plan, as_json, share_epochs, takeover, keep, mlflow, keep_checkpoints, folder, serve, show)
+        if show and not plan:
+            raise BadInput("--show must stand with --plan: the page of a run shows the same picture")
         if not plan:
             end_whoever_reads()
         status = orchestrate(read_spec(spec, overrides), options)

@@ -64,7 +64,7 @@ class Source:
         picked = order[first : first + size]
         if changes.mixes:
             picked = with_partners(picked, changes.mixes)
-        return _finish(self, changes, picked, tf.gather(self.images, picked))
+        return finish(self, changes, picked, tf.gather(self.images, picked))
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _batches(source: Source, order: tf.Tensor, batch_size: int, changes: Changes
         @_plain
         def pick(step: tf.Tensor) -> Batch:
             picked = order[step * batch_size : (step + 1) * batch_size]
-            return _finish(source, changes, picked, tf.gather(source.images, picked))
+            return finish(source, changes, picked, tf.gather(source.images, picked))
 
         steps = -(-tf.size(order, tf.int64) // batch_size)
         return tf.data.Dataset.range(steps).map(pick, num_parallel_calls=parallel)
@@ -164,12 +164,15 @@ def _batches(source: Source, order: tf.Tensor, batch_size: int, changes: Changes
         .unbatch()
         .map(_plain(lambda row, blob, turn: (row, decode(blob, turn, size, resize))), num_parallel_calls=parallel)
         .batch(batch_size)
-        .map(_plain(lambda picked, images: _finish(source, changes, picked, images)))
+        .map(_plain(lambda picked, images: finish(source, changes, picked, images)))
     )
 
 
-def _finish(source: Source, changes: Changes | None, picked: tf.Tensor, images: tf.Tensor) -> Batch:
-    """The picked images, augmented and scaled, and their labels. picked: with partners, where there are any."""
+def finish(source: Source, changes: Changes | None, picked: tf.Tensor, images: tf.Tensor) -> Batch:
+    """The picked images, augmented and scaled, and their labels.
+
+    picked: (n,) int64, their rows; with partners, where images are mixed. images: (n, height, width, 3), any type.
+    """
     if changes is None:
         augmented = tf.cast(images, tf.float32)
     else:

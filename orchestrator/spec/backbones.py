@@ -151,6 +151,14 @@ def changes(augment: Augment) -> bool:
     return with_preset(augment).model_copy(update=kept) != Augment()
 
 
+def shows(settings: Settings) -> bool:
+    """Whether a trial with these settings ever takes images that are changed, alone or by another one."""
+    backbone, augment = settings.backbone, settings.augment
+    if backbone and not backbone.unfreeze:
+        return changes(augment) and backbone.views > 1
+    return changes(augment) or augment.mixup > 0 or augment.cutmix > 0
+
+
 def preprocessing_by_name(model: str) -> str | None:
     """What pixels a network of this name takes where it does not scale them itself; None: the name says nothing."""
     plain = re.sub(r"[^a-z0-9]", "", model.lower())

@@ -46,7 +46,8 @@ def training_step(
                 losses, weighted = (
                     share * own + (1 - share) * other for own, other in zip((losses, weighted), parts, strict=True)
                 )
-                correct = tf.where(share < 0.5, others_correct, correct)  # of the label that counts for more
+                # of the label that counts for more
+                correct = tf.where(tf.reshape(share < 0.5, tf.shape(correct)), others_correct, correct)
             loss = tf.reduce_mean(losses)
             objective = (loss if weights is None else tf.reduce_mean(weighted)) + _penalty(model)
             scaled = optimizer.scale_loss(objective)
