@@ -90,7 +90,9 @@ def test_what_is_no_weight_is_one_line(path: str, value: str) -> None:
         load_spec(GRID, [path.replace("{}", value)])
 
 
-def train_beside_keras(classes: int, precision: str, mixes: bool = False) -> tuple[dict[str, float], dict[str, float], float]:
+def train_beside_keras(
+    classes: int, precision: str, mixes: bool = False
+) -> tuple[dict[str, float], dict[str, float], float]:
     """What our step and Keras' fit sum up over the same batches, and the largest difference of a weight after them.
 
     mixes: each example has two labels, which Keras takes as mixed one-hot ones, and no weights.

@@ -84,7 +84,7 @@ class FeatureSource:
     labels: tf.Tensor
     seed: int
     device: str
-    augment: Augment = Augment()
+    augment: Augment
 
     def lay_out_epoch(self, rows: tf.Tensor, epoch: int) -> tuple[tf.Tensor, Changes]:
         """The epoch's order of `rows` ((n,) int64), and its view, with what is mixed."""

@@ -1019,7 +1019,7 @@ function render() {
   fillWinner();
   fillData();
   if (changed("versions", data.versions)) facts($("versions"), Object.entries(data.versions));
-  if (data.samples && changed("samples", data.samples)) $("samples-image").src = `data:image/jpeg;base64,${data.samples}`;
+  if (data.samples && changed("samples", data.samples)) $("samples-image").src = `data:image/webp;base64,${data.samples}`;
   if (changed("spec", data.spec)) $("spec-text").textContent = data.spec ?? "The run folder holds no spec.yaml.";
   pickBest();
   filter();

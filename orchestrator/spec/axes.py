@@ -127,7 +127,8 @@ def shared_settings(spec: Spec) -> dict[str, Any]:
     """`section.field` -> value, for every setting that all trials share and that affects their weights.
 
     Fields that an axis sets are left out, and so are those that only say where, when or how fast, and those in LATER at
-    their default; and the preset, whose values stand in its place. A run folder with the same shared settings can take this spec's points.
+    their default; and the preset, whose values stand in its place. A run folder with the same shared settings can take
+    this spec's points.
     """
     kept = {
         "data": spec.data.model_dump(exclude=_NOT_SHARED),

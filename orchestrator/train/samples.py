@@ -11,15 +11,15 @@ from orchestrator.data.augmentation import Changes, with_partners
 from orchestrator.data.image_files import Unreadable, admit
 from orchestrator.data.pipeline import SCALE, Source, finish
 from orchestrator.data.stream import Encoded, decode
-from orchestrator.display.sheet import Row, as_jpeg, as_png, comment_of
+from orchestrator.display.sheet import Row, as_png, as_webp, comment_of
 from orchestrator.errors import BadInput
 from orchestrator.runs.context import WorkerContext
 from orchestrator.runs.folder import SAMPLES
-from orchestrator.spec.axes import AXIS_PATHS, Settings, canonical, resolve
+from orchestrator.spec.axes import AXIS_PATHS, canonical, resolve
 from orchestrator.words import label
 
-_COLUMNS, _ROWS, _OF_ONE = 8, 12, 8  # draws of each image; rows in all, and at most of one configuration
-_MOST_BYTES = 44_000  # of the JPEG: as text in the page a third more
+_COLUMNS, _ROWS, _OF_ONE = 6, 12, 6  # draws of each image; rows in all, and at most of one configuration
+_MOST_BYTES = 44_000  # of the WebP: as text in the page a third more
 _seen: set[tuple[str, str]] = set()  # run folders with their sheets, which this process has looked at
 
 
@@ -42,7 +42,7 @@ def write_samples(context: WorkerContext, source: Source) -> None:
     digest = hashlib.sha256(text.encode()).hexdigest()
     key = context.run.store.uri, digest
     if key not in _seen and comment_of(context.run.read_if_there(SAMPLES) or b"") != digest:
-        context.run.store.write(SAMPLES, as_jpeg(*_sheet(context, source), _MOST_BYTES, digest))
+        context.run.store.write(SAMPLES, as_webp(*_sheet(context, source), _MOST_BYTES, digest))
     _seen.add(key)
 
 
@@ -58,7 +58,11 @@ def _sheet(context: WorkerContext, source: Source) -> tuple[list[str], list[Row]
         epochs, what = range(_COLUMNS), "epoch"
         if settings.backbone and not settings.backbone.unfreeze:  # see train.inputs: a view for all seeds, none mixed
             alone = settings.augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
-            own, epochs, what = replace(own, augment=alone, seed=0), range(1, settings.backbone.views)[:_COLUMNS], "view"
+            own, epochs, what = (
+                replace(own, augment=alone, seed=0),
+                range(1, settings.backbone.views)[:_COLUMNS],
+                "view",
+            )
         if len(heads) == 1:
             heads += [f"{what} {epoch + 1}" for epoch in epochs]
         title = label({name: value for name, value in values.items() if AXIS_PATHS.get(name, ("",))[0] == "augment"})
