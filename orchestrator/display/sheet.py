@@ -41,7 +41,7 @@ def as_webp(heads: Sequence[str], rows: Sequence[Row], most_bytes: int, comment:
     while True:
         for quality in (80, 60, 45, 30):
             file = io.BytesIO()
-            sheet.save(file, "WEBP", quality=quality, method=6, exif=exif)
+            sheet.save(file, "WEBP", quality=quality, exif=exif)
             if file.tell() <= most_bytes or sheet.width < 100:
                 return file.getvalue()
         sheet = sheet.resize((sheet.width * 5 // 6, sheet.height * 5 // 6), Image.Resampling.LANCZOS)
