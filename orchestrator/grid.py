@@ -16,6 +16,7 @@ from orchestrator.driver.signals import on_signals
 from orchestrator.driver.suggesting import added_points
 from orchestrator.errors import (
     INTERRUPTED,
+    BadInput,
     end_whoever_reads,
     error_document,
     exit_at_once,
@@ -52,6 +53,9 @@ def main(
         typer.Option("--suggest", min=1, metavar="N", help="Suggest N points to train next, and train nothing."),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be trained, and train nothing.")] = False,
+    show: Annotated[
+        str | None, typer.Option(metavar="PNG", help="With --plan: draw training images as they are augmented.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document: see docs/json.md.")] = False,
     share_epochs: Annotated[bool, typer.Option(help="Points that differ only in epochs share one trial.")] = True,
     takeover: Annotated[bool, typer.Option("--takeover", help="Take the run over from another driver.")] = False,
@@ -92,7 +96,9 @@ def main(
     with exit_on_bad_input(), on_signals(leave):
         folder = os.path.dirname(spec or "") or "."
         options = Options(plan, as_json, share_epochs, takeover, keep, mlflow, keep_checkpoints, folder, serve)
-        options = replace(options, suggest=suggest, again=_without_suggest(sys.argv[1:]))
+        options = replace(options, show=show, suggest=suggest, again=_without_suggest(sys.argv[1:]))
+        if show and not plan:
+            raise BadInput("--show must stand with --plan: the page of a run shows the same picture")
         if not plan and not suggest:
             end_whoever_reads()
         status = orchestrate(read_spec(spec, overrides, added_points(points or [])), options)

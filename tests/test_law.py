@@ -33,7 +33,7 @@ FLOORS = [
 DOORS = {"grid", "leaderboard", "report", "predict", "pack", "calibrate", "submit", "export"}
 OWNERS = {  # library -> the wings and files that may import it at all
     "ray": {"cluster"},
-    "tensorflow": {"train", "data.stream", "data.pipeline"},
+    "tensorflow": {"train", "data.stream", "data.augmentation", "data.pipeline"},
     "keras": {"train", "api.opened"},
     "boto3": {"store.aws"},
     "botocore": {"store.aws"},

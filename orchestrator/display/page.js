@@ -968,6 +968,7 @@ function absences() {
     parallel: none, cost: none,
     heat: heatAxes().length > 1 ? none : "It takes two axes with two values each, and this grid has fewer.",
     time: batch, memory: batch, confusion: model, classes: model,
+    samples: data.samples ? null : "No point changes its training images, or none has begun to train.",
     worst: model ?? (data.validation.worst.length ? null : "No image of the winner's predictions has a thumbnail."),
     "data-facts": data.dataset || data.skipped.count ? null : "The run folder holds no facts of its data (dataset.json).",
   };
@@ -1029,6 +1030,7 @@ function render() {
   fillWinner();
   fillData();
   if (changed("versions", data.versions)) facts($("versions"), Object.entries(data.versions));
+  if (data.samples && changed("samples", data.samples)) $("samples-image").src = `data:image/webp;base64,${data.samples}`;
   if (changed("spec", data.spec)) $("spec-text").textContent = data.spec ?? "The run folder holds no spec.yaml.";
   pickBest();
   filter();

@@ -30,7 +30,7 @@ from orchestrator.display.table import columns
 from orchestrator.display.winner import Winner, read_json, read_winner, say_test
 from orchestrator.documents import finite
 from orchestrator.metrics import METRICS, Metric, recorded
-from orchestrator.runs.folder import BEST, DATASET, PROGRESS, REPORT, SKIPPED, SPEC, Run
+from orchestrator.runs.folder import BEST, DATASET, PROGRESS, REPORT, SAMPLES, SKIPPED, SPEC, Run
 from orchestrator.runs.lease import Vigil
 from orchestrator.words import now, plain
 
@@ -59,7 +59,7 @@ def gather(run: Run, vigil: Vigil | None = None) -> dict[str, Any]:
     found = verdict(table, history, predictions)
     best, dataset = read_json(run, f"models/{BEST}.json"), read_json(run, DATASET)
     skipped, winner = read_json(run, SKIPPED) or [], read_winner(run)
-    spec = run.read_if_there(SPEC)
+    spec, samples = run.read_if_there(SPEC), run.read_if_there(SAMPLES)
     folded = by_config(table, predictions)
     several_draws = len(set(table["seed"].to_pylist())) > 1 or "fold" in table.column_names
     listed = dict.fromkeys(["rank", "score", about["metric"], *columns(table, ["peak_memory_mb"])])
@@ -96,6 +96,7 @@ def gather(run: Run, vigil: Vigil | None = None) -> dict[str, Any]:
         "validation": _validation(winner, table) if winner else None,
         "dataset": dataset,
         "skipped": {"count": len(skipped), "first": skipped[:_MOST_SKIPPED]},
+        "samples": base64.b64encode(samples).decode() if samples else None,
         "spec": spec.decode(errors="replace") if spec else None,
         "versions": {
             **((best or dataset or {}).get("versions") or {}),

@@ -16,6 +16,7 @@ from orchestrator.driver.lay_out import Options
 from orchestrator.driver.models import finish_models
 from orchestrator.driver.outcome import Outcome, outcome, run_tree
 from orchestrator.driver.progress import Progress
+from orchestrator.driver.sheet import write_sheet
 from orchestrator.driver.signals import on_signals
 from orchestrator.driver.standing import largest_mb, look
 from orchestrator.driver.state import RunState
@@ -62,6 +63,9 @@ def orchestrate(spec: Spec, options: Options) -> int:
             write(document("plan", **planned.tree()))
         else:
             console.out(*planned.lines())
+        if options.show:
+            write_sheet(planned.state.context, options.show)
+            console.out(f"training images as the first epochs change them: {options.show}")
         return DONE
     state, watch = train_grid(spec, options, console)
     say_results(state, watch.budget_used_up, console)

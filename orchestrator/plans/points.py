@@ -12,6 +12,7 @@ from orchestrator.plans.forecast import EPOCH_DEPENDS_ON, FIRST_GUESS, Counts, P
 from orchestrator.plans.identity import TrialHashes, short
 from orchestrator.plans.order import in_rounds
 from orchestrator.spec.axes import AXIS_PATHS, LATER, axis_path, canonical, models, resolve, shared_settings
+from orchestrator.spec.backbones import shows
 from orchestrator.spec.networks import Networks
 from orchestrator.spec.sections import Spec
 from orchestrator.words import label
@@ -260,6 +261,17 @@ def remaining(plan: Plan, done: Mapping[str, int]) -> tuple[Trial, ...]:
         if done.get(trial.id, 0) < trial.epochs
     ]
     return plan.in_order(left)
+
+
+def samples(plan: Plan, spec: Spec) -> tuple[Mapping[str, Any], ...]:
+    """The values of one point for each way in which points change their training images, in the order of the plan."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for point in plan.points:
+        values = {name: value for name, value in point.values.items() if name != "epochs"}
+        key = canonical({name: value for name, value in values.items() if axis_path(name).startswith("augment.")})
+        if key not in found and shows(resolve(spec, values)):
+            found[key] = values
+    return tuple(found.values())
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

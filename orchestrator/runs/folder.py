@@ -6,6 +6,7 @@
     race.json  leaderboard.parquet  history.parquet  predictions.parquet  report.html  dataset.json  events/<point>/…
     progress.json: what runs now, and how long it will take; only while a driver is at work
     models/best.keras, .json and -validation.parquet: the winner's; <point>.…: kept; candidates/<point>.…: may still win
+    samples.webp: training images as the first epochs change them
     events.jsonl: what happened; see events.py. told.json: of which ends of the run somebody was told
     suggested/<number>.yaml: points that --suggest named, with what it knew
     test.json: each time that a winner was shown the test images; models/best-test.parquet: what it said of them
@@ -49,6 +50,7 @@ BEST = "best"
 VALIDATION = f"models/{BEST}-validation.parquet"
 TEST = f"models/{BEST}-test.parquet"
 LOOKS = "test.json"
+SAMPLES = "samples.webp"
 TOLD = "told.json"
 WEIGHTS = b"orchestrator.weights"  # in the metadata of TEST: SHA-256 over those that said it
 CANDIDATES = "candidates/"

@@ -12,10 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import BadInput
 from orchestrator.metrics import shown
-from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES, SECTIONS, backbone_names, canonical, models
+from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES, SECTIONS, backbone_names, canonical, models, resolve
 from orchestrator.spec.backbones import APPLICATIONS, changes, is_file
 from orchestrator.spec.explaining import explain
 from orchestrator.spec.notation import parse, quoted, show, write
+from orchestrator.spec.presets import left_to_preset, with_preset
 from orchestrator.spec.ranges import Range, ends
 from orchestrator.spec.sampled import check_sample, read_range
 from orchestrator.spec.sections import (
@@ -30,8 +31,9 @@ from orchestrator.words import did_you_mean
 
 
 def to_yaml(spec: Spec) -> str:
-    """The spec as YAML, with every default written out."""
-    return write(spec.model_dump(mode="json"))
+    """The spec as YAML, with every default written out, but for fields that an axis `preset` may set."""
+    open_fields = set(left_to_preset(spec))
+    return write(spec.model_dump(mode="json", exclude={"augment": open_fields} if open_fields else None))
 
 
 def read_text(path: str | None) -> tuple[str, str]:
@@ -108,7 +110,10 @@ def validate(tree: Mapping[str, Any]) -> Spec:
     spec = _check_race(spec, points, grid)
     if repeated := _first_repeat(spec.seeds):
         raise BadInput(f"seeds holds {repeated[1]} twice: each point would be trained twice; remove one")
-    spec = _check_backbone(spec.model_copy(update={"grid": grid, "points": points, "exclude": exclude}))
+    spec = spec.model_copy(update={"grid": grid, "points": points, "exclude": exclude})
+    if "preset" not in spec.axes:
+        spec = spec.model_copy(update={"augment": with_preset(spec.augment)})
+    spec = _check_backbone(spec)
     _check_arguments(spec)
     check_sample(spec.grid, spec.sample, spec.exclude)
     return spec
@@ -207,9 +212,10 @@ def _unfreeze_values(spec: Spec) -> list[int]:
 
 def _augments(spec: Spec) -> bool:
     """Whether some point changes its training images."""
-    own = [name for name, path in AXIS_PATHS.items() if path[0] == "augment" and name not in ("fill", "validation")]
-    values = [value for name in own for value in ends(spec.grid.get(name, []))]
-    return changes(spec.augment) or any([*values, *(point.get(name) for point in spec.points for name in own)])
+    names = [name for name, path in AXIS_PATHS.items() if path[0] == "augment"]
+    values = [{name: value} for name in names for value in ends(spec.grid.get(name, []))]
+    values += [{name: value} for point in spec.points for name, value in point.items() if name in names]
+    return any(changes(resolve(spec, each).augment) for each in [{}, *values])
 
 
 def _places(values: list[Any] | Range) -> list[str]:

@@ -78,13 +78,35 @@ class Data(Section):
 
 
 class Augment(Section):
-    """Random changes to training images. Shifts are fractions of the side; rotation is drawn from +-rotation_deg."""
+    """Random changes to training images. Shifts are fractions of the side; rotation is drawn from +-rotation_deg.
+
+    preset: values for the fields that are not named; see spec.presets.
+    zoom: factors of height and width, each drawn from 1 +- zoom; below 1 enlarges. shear: drawn from +-shear degrees.
+    crop: a window anywhere in the image, enlarged to the whole; its share of each side is drawn from [1 - crop, 1].
+    brightness, contrast: a factor of the pixels, and of their distance from the mean of their channel, drawn from 1 +-
+    that much; pixels stay in [0, 255].
+    cutout: a black hole with this share of height and width, its middle anywhere in the image.
+    mixup: each image is mixed with another one, pixels and labels, by a share from Beta(mixup, mixup); 0: none.
+    cutmix: a box of another image instead, and the labels by its area; the share that stays is from Beta(cutmix,
+    cutmix). With both, each image takes one of them.
+    validation: change validation images too, but mix none.
+    """
 
     rotation_deg: float = Field(0.0, ge=0, le=180)
     width_shift: float = Field(0.0, ge=0, lt=1)
     height_shift: float = Field(0.0, ge=0, lt=1)
     horizontal_flip: bool = False
+    vertical_flip: bool = False
+    zoom: float = Field(0.0, ge=0, lt=1)
+    shear: float = Field(0.0, ge=0, lt=90)
+    crop: float = Field(0.0, ge=0, lt=1)
     fill: Literal["nearest", "reflect", "wrap", "constant"] = "nearest"
+    brightness: float = Field(0.0, ge=0, le=1)
+    contrast: float = Field(0.0, ge=0, le=1)
+    cutout: float = Field(0.0, ge=0, le=1)
+    mixup: float = Field(0.0, ge=0, le=100)
+    cutmix: float = Field(0.0, ge=0, le=100)
+    preset: Literal["none", "light", "medium", "strong"] = "none"
     validation: bool = False
 
 
