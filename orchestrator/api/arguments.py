@@ -45,18 +45,26 @@ def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _put(tree: dict[str, Any], name: str, value: Any) -> None:
     """One argument: a field of the spec, or an axis. It replaces what is there."""
     if name == "model":
-        several = [name_of(each) if callable(each) else each for each in value] if _are_several(name, value) else None
-        value = several or (name_of(value) if callable(value) else value)
+        value = [_model(each) for each in value] if _are_several(name, value) else _model(value)
     if name == "data" and not isinstance(value, Mapping):
         tree["data"] = {**(tree.get("data") or {}), "uri": os.fspath(value)}
     elif name in Spec.model_fields and not (name in AXIS_PATHS and _are_several(name, value)):
         tree[name] = _copied(value) if isinstance(value, Mapping) else os.fspath(value) if name == "output" else value
     else:  # an axis, of the model's own perhaps; whether there is one of this name is told later
-        tree["grid"] = {**(tree.get("grid") or {}), name: list(value) if _are_several(name, value) else [value]}
+        several = _are_several(name, value)
+        values = dict(value) if several and isinstance(value, Mapping) else list(value) if several else [value]
+        tree["grid"] = {**(tree.get("grid") or {}), name: values}
+
+
+def _model(value: Any) -> Any:
+    """A function as the spec names it."""
+    return name_of(value) if callable(value) else value
 
 
 def _are_several(name: str, value: Any) -> bool:
-    """Whether these are values of an axis, and not one: a size is a pair of numbers."""
+    """Whether these are values of an axis, or a range of them, and not one: a size is a pair of numbers."""
+    if isinstance(value, Mapping):
+        return {"from", "to"} <= value.keys()
     is_size = name == "image_size" and isinstance(value, list | tuple) and all(isinstance(each, int) for each in value)
     return isinstance(value, list | tuple | range) and not is_size
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.metrics import METRICS
+from orchestrator.spec.presets import left_to_preset, with_preset
+from orchestrator.spec.ranges import ends
 from orchestrator.spec.sections import NO_BACKBONE, Augment, Backbone, Data, Scalar, Section, Spec, Train
 
 
@@ -52,6 +54,15 @@ LATER = {
     "data.test_split": 0.0,
     "data.folds": None,
     "data.rule": 1,
+    "augment.vertical_flip": False,
+    "augment.zoom": 0.0,
+    "augment.shear": 0.0,
+    "augment.crop": 0.0,
+    "augment.brightness": 0.0,
+    "augment.contrast": 0.0,
+    "augment.cutout": 0.0,
+    "augment.mixup": 0.0,
+    "augment.cutmix": 0.0,
     "train.fine_tune_learning_rate": None,
     "train.class_weight": "none",
 }
@@ -98,7 +109,7 @@ def resolve(spec: Spec, values: Mapping[str, Any]) -> Settings:
         backbone = None
     return Settings(
         data=spec.data.model_copy(update=updates["data"]),
-        augment=spec.augment.model_copy(update=updates["augment"]),
+        augment=with_preset(spec.augment.model_copy(update=updates["augment"])),
         backbone=backbone,
         train=spec.train.model_copy(update=updates["train"]),
         model=_named(updates["spec"].get("model", spec.model), backbone is not None),
@@ -115,7 +126,9 @@ def pairs(spec: Spec) -> tuple[tuple[str, str], ...]:
     model, backbone = spec.model, spec.backbone.name if spec.backbone else NO_BACKBONE
     found = [(point.get("model", model), point.get("backbone", backbone)) for point in spec.points]
     if spec.grid or not spec.points:
-        found[:0] = itertools.product(spec.grid.get("model", [model]), spec.grid.get("backbone", [backbone]))
+        found[:0] = itertools.product(
+            ends(spec.grid.get("model", [model])), ends(spec.grid.get("backbone", [backbone]))
+        )
     return tuple(dict.fromkeys((_named(each, name != NO_BACKBONE), name) for each, name in found))
 
 
@@ -133,11 +146,12 @@ def shared_settings(spec: Spec) -> dict[str, Any]:
     """`section.field` -> value, for every setting that all trials share and that affects their weights.
 
     Fields that an axis sets are left out, and so are those that only say where, when or how fast, and those in LATER at
-    their default. A run folder with the same shared settings can take this spec's points.
+    their default; and the preset, whose values stand in its place. A run folder with the same shared settings can take
+    this spec's points.
     """
     kept = {
         "data": spec.data.model_dump(exclude=_NOT_SHARED),
-        "augment": spec.augment.model_dump(),
+        "augment": spec.augment.model_dump(exclude={"preset", *left_to_preset(spec)}),
         "train": spec.train.model_dump(exclude={"epochs", "checkpoint_every_s"}),
     }
     flat = {f"{section}.{field}": value for section, fields in kept.items() for field, value in fields.items()}
