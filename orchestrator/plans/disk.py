@@ -11,7 +11,7 @@ from orchestrator.spec.sections import Spec
 from orchestrator.words import plural
 
 _SLOTS = {"adam": 2, "adamw": 2, "nadam": 2, "rmsprop": 1, "adagrad": 1, "sgd": 0}  # numbers that it keeps for a weight
-_DEPENDS_ON = ("image_size", "optimizer", "backbone", "unfreeze", "hidden")
+_DEPENDS_ON = ("image_size", "optimizer", "backbone", "unfreeze", "hidden", "momentum", "ema")
 
 
 def describe_disk(plan: Plan, spec: Spec, classes: int, found: Collection[int], kept: tuple[int, int]) -> str:
@@ -47,9 +47,9 @@ def describe_disk(plan: Plan, spec: Spec, classes: int, found: Collection[int], 
 
 def _slots(settings: Settings, spec: Spec) -> int:
     """How many numbers a checkpoint holds for each weight: itself, the optimizer's, and that of the best epoch."""
-    early = settings.train.early_stopping
+    train, early = settings.train, settings.train.early_stopping
     best = bool(METRICS[spec.metric].best_of) or bool(early and early.restore_best)
-    return 1 + _SLOTS[settings.train.optimizer] + best
+    return 1 + _SLOTS[train.optimizer] + bool(train.momentum) + bool(train.ema) + best
 
 
 def _weights(settings: Settings, plan: Plan, classes: int) -> int | None:

@@ -22,20 +22,29 @@ class Sums(NamedTuple):
 
 
 def training_step(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, sums: tf.Variable, weights: np.ndarray | None = None
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    sums: tf.Variable,
+    weights: np.ndarray | None = None,
+    smoothing: float = 0.0,
 ) -> Step:
     """Trains the model on a batch, and adds what it said of the batch to the sums.
 
     weights: (classes,) float32, what the loss of an image of each class counts for in the objective; None: all alike.
+    smoothing: share of each label that goes to all classes alike, in the objective.
     """
     score, variables = _score_of(model), model.trainable_variables
 
     @plain
     def step(images: tf.Tensor, labels: tf.Tensor) -> None:
         with tf.GradientTape() as tape:
-            losses, correct = score(labels, tf.cast(model(images, training=True), tf.float32))
-            loss = tf.reduce_mean(losses)
-            weighted = loss if weights is None else tf.reduce_mean(losses * _weight_of(labels, weights))
+            said = tf.cast(model(images, training=True), tf.float32)
+            losses, correct = score(labels, said)
+            loss = mean = tf.reduce_mean(losses)
+            if smoothing:
+                losses = _smooth(losses, said, smoothing)
+                mean = tf.reduce_mean(losses)
+            weighted = mean if weights is None else tf.reduce_mean(losses * _weight_of(labels, weights))
             objective = weighted + _penalty(model)
             scaled = optimizer.scale_loss(objective)
         optimizer.apply(tape.gradient(scaled, variables), variables)
@@ -74,6 +83,15 @@ def _sums(objective: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tf.Tenso
 def _weight_of(labels: tf.Tensor, weights: np.ndarray) -> tf.Tensor:
     """(batch,) float32. labels: as the model's loss takes them. weights: (classes,) float32."""
     return tf.gather(tf.constant(weights), tf.cast(tf.reshape(labels, [-1]), tf.int32))
+
+
+def _smooth(losses: tf.Tensor, p: tf.Tensor, smoothing: float) -> tf.Tensor:
+    """(batch,) losses of smoothed labels: as cross-entropy is linear in labels, part of it is that of a uniform one."""
+    if p.shape[1] == 1:
+        uniform = keras.losses.binary_crossentropy(tf.fill(tf.shape(p), 0.5), p)
+    else:
+        uniform = keras.losses.categorical_crossentropy(tf.fill(tf.shape(p), 1 / p.shape[1]), p)
+    return (1 - smoothing) * losses + smoothing * uniform
 
 
 def _penalty(model: keras.Model) -> tf.Tensor:
