@@ -30,7 +30,7 @@ def describe_disk(plan: Plan, spec: Spec, classes: int, found: Collection[int], 
         slots.add(_slots(settings, spec))
         weights = _weights(settings, plan, classes)
         size_bytes = max(found, default=None) if weights is None else 4 * weights * _slots(settings, spec)
-        sizes += [size_bytes] * len(trials)
+        sizes += [size_bytes] * (len(trials) + forks_of(trials))
         largest = max(largest, (size_bytes or 0) / _slots(settings, spec))
     backbone = ", each with its backbone" if plan.features and models else ""
     times = "as much as" if slots == {1} else f"{' or '.join(map(str, sorted(slots)))} times what"
@@ -43,6 +43,11 @@ def describe_disk(plan: Plan, spec: Spec, classes: int, found: Collection[int], 
         return f"{line}, and the first one tells how much that is"
     total = sum(known[:checkpoints]) + (0 if plan.features else models * largest)
     return f"about {_size(total)} in the run folder: {line}"
+
+
+def forks_of(trials: Collection[Trial]) -> int:
+    """How many states of stable parts are kept."""
+    return sum(len(trial.stable.forks) for trial in trials if trial.stable and trial.stable.trainer is None)
 
 
 def _slots(settings: Settings, spec: Spec) -> int:

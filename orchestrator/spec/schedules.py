@@ -36,6 +36,6 @@ def check_momentum(train: Train) -> None:
     """Raises BadInput where the optimizer takes no momentum."""
     if train.momentum and train.optimizer not in _WITH_MOMENTUM:
         raise BadInput(
-            f"momentum must be 0 with optimizer {train.optimizer}, as only {' and '.join(_WITH_MOMENTUM)} take one, got "
-            f"{train.momentum:g}: leave such points out with exclude, or set another optimizer"
+            f"momentum must be 0 with optimizer {train.optimizer}, as only {' and '.join(_WITH_MOMENTUM)} take one, "
+            f"got {train.momentum:g}: leave such points out with exclude, or set another optimizer"
         )

@@ -123,7 +123,8 @@ class Train(Section):
 
     fine_tune_learning_rate: with backbone.unfreeze; null: a tenth of learning_rate.
     schedule: how the rate changes: constant: not; warmup: it rises; step: it falls from time to time; cosine: it rises
-    and falls to 0; plateau: it falls where val_loss does; wsd: it rises, stays, and falls to 0 (warm-up, stable, decay).
+    and falls to 0; plateau: it falls where val_loss does not; wsd: it rises, stays, and falls to 0 (warm-up, stable,
+    decay).
     warmup_epochs: of warmup, cosine and wsd: for so many epochs it rises from 0, with every step.
     step_epochs: of step: it falls each time after so many epochs.
     plateau_patience: of plateau: it falls after so many epochs without a val_loss that is lower by 0.0001.

@@ -19,7 +19,7 @@ def make_optimizer(settings: Train) -> keras.optimizers.Optimizer:
         optimizer = FusedAdam(settings.learning_rate, **options)
     else:
         base = type(keras.optimizers.get(settings.optimizer))
-        optimizer = type(base.__name__, (OneDevice, base), {})(settings.learning_rate, **options)
+        optimizer = type(base.__name__, (base, OneDevice), {})(settings.learning_rate, **options)
     return keras.optimizers.LossScaleOptimizer(optimizer) if settings.precision == "mixed_float16" else optimizer
 
 
@@ -29,14 +29,14 @@ def averages(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     return list(inner._model_variables_moving_average) if inner.use_ema else []
 
 
-class OneDevice:
-    """Mixed into Keras' optimizers: updates without tf.distribute, which keeps every graph that it is traced in."""
+class OneDevice(keras.optimizers.Optimizer):
+    """The base of Keras' optimizers, but it updates without tf.distribute, which keeps every graph it is traced in."""
 
     _backend_update_step = BaseOptimizer._backend_update_step
     _apply_weight_decay = BaseOptimizer._apply_weight_decay
 
 
-class FusedAdam(OneDevice, keras.optimizers.Adam):
+class FusedAdam(keras.optimizers.Adam, OneDevice):
     """Keras' Adam with one kernel per variable instead of a dozen; the same slots, and the same result to rounding."""
 
     def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
