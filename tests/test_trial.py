@@ -247,13 +247,22 @@ def test_a_killed_trial_goes_on_exactly(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "setting", ["precision=mixed_bfloat16", "precision=mixed_float16", "optimizer=adamw", "class_weight=balanced"]
+    "setting",
+    [
+        *("precision=mixed_bfloat16", "precision=mixed_float16", "optimizer=adamw", "class_weight=balanced"),
+        "optimizer=sgd momentum=0.9 schedule=plateau plateau_patience=1 label_smoothing=0.1",
+        "optimizer=nadam schedule=cosine clip_norm=0.5 weight_decay=0.1 ema=0.9",
+        "precision=mixed_float16 schedule=wsd ema=0.9",
+    ],
 )
 def test_whatever_it_trains_with_a_killed_trial_goes_on_exactly(
     worker: ProcessPoolExecutor, tmp_path: Path, setting: str
 ) -> None:
-    """Half-size numbers, whose losses are scaled, an optimizer with other state, and weights of classes."""
-    settings = (f"train.{setting}", "grid.epochs=[2]", "train.checkpoint_every_s=0.001")
+    """Half-size numbers, whose losses are scaled, optimizers with other state, and rates that change."""
+    settings = (
+        *(f"train.{each}" for each in setting.split()),
+        *("grid.epochs=[2]", "train.checkpoint_every_s=0.001"),
+    )
     work, (trial,) = work_in(tmp_path / "killed", *settings)
     kill_in_mid_epoch(trial, work, 1)
     quiet, _ = work_in(tmp_path / "quiet", *settings)
