@@ -22,7 +22,7 @@ from orchestrator import __version__
 from orchestrator.board.classes import for_reading
 from orchestrator.board.effects import describe_effects, main_effects
 from orchestrator.board.sentences import glance, sentences
-from orchestrator.board.table import facts
+from orchestrator.board.table import facts, ranges
 from orchestrator.board.verdict import Verdict
 from orchestrator.board.views import by_config, common_rung, curves, fold, verdict
 from orchestrator.display.opening import read_board, read_history, read_predictions
@@ -88,6 +88,10 @@ def gather(run: Run, vigil: Vigil | None = None) -> dict[str, Any]:
         "configurations": _columnar(folded, folded.column_names) if several_draws else None,
         "curves": _curves(history, running),
         "effects": _effects(table, history, about["axes"]),
+        "ranges": {
+            name: {"log": each.scale == "log", "high": each.high, "edges": each.edges, "parts": each.parts}
+            for name, each in ranges(table).items()
+        },
         "model": {**best, "size_bytes": _model_bytes(run)} if best else None,
         "validation": _validation(winner, table) if winner else None,
         "dataset": dataset,
@@ -193,7 +197,7 @@ def _curves(history: pa.Table, running: Mapping[str, Any]) -> dict[str, Any]:
 
 def _effects(table: pa.Table, history: pa.Table, axes: Sequence[str]) -> dict[str, Any] | None:
     board, epochs = common_rung(table, history)
-    found = main_effects(fold(board), [axis for axis in axes if axis in board.column_names])
+    found = main_effects(fold(board), [axis for axis in axes if axis in board.column_names], ranges(board))
     if found is None:
         return None
     return {

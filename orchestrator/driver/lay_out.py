@@ -35,6 +35,8 @@ class Options:
         takeover: Take the lease even if another driver has it.
         mlflow: Address of the server to log to.
         serve: Serve the page while it trains.
+        suggest: Suggest so many points to train next, and train nothing.
+        again: The command without that, as it is typed.
         folder: Where the spec lies, from the current folder, and with it maybe the model's module.
     """
 
@@ -47,6 +49,8 @@ class Options:
     keep_checkpoints: KeepCheckpoints = KeepCheckpoints.all
     folder: str = "."
     serve: bool = False
+    suggest: int | None = None
+    again: str = ""
 
 
 def lay_out(spec: Spec, options: Options) -> tuple[WorkerContext, Plan]:

@@ -19,6 +19,7 @@ from orchestrator.driver.progress import Progress
 from orchestrator.driver.signals import on_signals
 from orchestrator.driver.standing import largest_mb, look
 from orchestrator.driver.state import RunState
+from orchestrator.driver.suggesting import suggest
 from orchestrator.driver.summary import dataset_facts, say_results, skipped_files
 from orchestrator.driver.test_set import open_test_set
 from orchestrator.driver.watch import GridWatch
@@ -51,6 +52,10 @@ def orchestrate(spec: Spec, options: Options) -> int:
     up, 130 interrupted.
     """
     console = make_console(stderr=options.as_json)
+    if options.suggest:
+        found = suggest(spec, options, console)
+        write(document("suggestion", **found.tree()) if options.as_json else found.text)
+        return DONE
     if options.plan_only:
         planned = look(spec, options, console)
         if options.as_json:

@@ -1,17 +1,19 @@
 """Points: which points the grid has, and which trials train them. Pure."""
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.errors import BadInput
+from orchestrator.plans.combinations import Combination, defaults_of, drawn, product, single
 from orchestrator.plans.features import FeatureView, feature_views
 from orchestrator.plans.forecast import EPOCH_DEPENDS_ON, FIRST_GUESS, Counts, Pace, epoch_s
 from orchestrator.plans.identity import TrialHashes, short
+from orchestrator.plans.order import in_rounds
 from orchestrator.spec.axes import AXIS_PATHS, LATER, axis_path, canonical, models, resolve, shared_settings
 from orchestrator.spec.networks import Networks
-from orchestrator.spec.sections import NO_BACKBONE, Backbone, Spec
+from orchestrator.spec.sections import Spec
 from orchestrator.words import label
 
 # What `differences` says of the images
@@ -109,11 +111,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """All points, and the trials that train them, longest first.
+    """All points, and the trials that train them, in the order in which they start.
 
     Attributes:
         axes: Names of the axes, in the order of the spec.
         shared: What all trials share that affects their weights: settings, the model's defaults and source, the index.
+        order: longest or balanced: see Spec.
         features: What is to be made of the images before trials with a backbone can train.
         cosine_epochs: How many epochs points with a cosine take more than if they could share trials.
     """
@@ -124,7 +127,15 @@ class Plan:
     counts: Counts
     shared: Mapping[str, Any]
     features: tuple[FeatureView, ...] = ()
+    order: str = "longest"
     cosine_epochs: int = 0
+
+    def in_order(self, legs: Collection[Trial]) -> tuple[Trial, ...]:
+        """Trials of this plan, or legs of them, in the order in which they start."""
+        if self.order == "longest":
+            return _longest_first(legs)
+        place = {trial.id: number for number, trial in enumerate(self.trials)}
+        return tuple(sorted(legs, key=lambda leg: place[leg.id]))
 
     @property
     def epochs_asked(self) -> int:
@@ -161,30 +172,42 @@ def make_plan(
     elif len(found := models(spec)) == 1:
         shared |= {"model": found[0], "model source": networks.codes[found[0]].digest}
     hashes = TrialHashes(spec, counts, shared, networks, share_epochs)
-    points = tuple(_points(spec, _defaults(spec, networks), hashes))
+    points = tuple(_points(spec, defaults_of(spec, networks), hashes))
     if not points:
         raise BadInput("exclude takes out every point of the grid: nothing is left to train")
     trials = _trials(points, spec, counts, hashes, networks, pace)
+    ordered = _balanced(trials, spec) if spec.order == "balanced" else _longest_first(trials)
     index = (index_digest, counts.images)
     features = feature_views(trials, spec, networks.backbones, index, pace)
     more = _cosine_epochs(trials, spec) if share_epochs else 0
-    return Plan(spec.axes, points, trials, counts, shared, features, more)
+    return Plan(spec.axes, points, ordered, counts, shared, features, spec.order, more)
 
 
 def _points(spec: Spec, defaults: Mapping[str, Any], hashes: TrialHashes) -> Iterator[Point]:
     """Every point of the spec. Raises BadInput for one that is listed twice."""
     seen: dict[str, tuple[str, Mapping[str, Any]]] = {}
-    for values, texts, where in _combinations(spec, defaults):
+
+    def point(values: Mapping[str, Any], texts: Mapping[str, str], draw: tuple[int, int]) -> Point:
         epochs = values.get("epochs", spec.train.epochs)
-        for seed, fold in spec.draws:
-            of_trial = hashes.of(values, texts, (seed, fold), epochs)
-            of_point = of_trial.copy()
-            of_point.update(f"\ntrain.epochs={epochs}".encode())
-            point_id = short(of_point)
-            if point_id in seen:
-                raise BadInput(_say_same(where, values, *seen[point_id]))
-            seen[point_id] = where, values
-            yield Point(point_id, short(of_trial), values, seed, epochs, fold)
+        of_trial = hashes.of(values, texts, draw, epochs)
+        of_point = of_trial.copy()
+        of_point.update(f"\ntrain.epochs={epochs}".encode())
+        return Point(short(of_point), short(of_trial), values, draw[0], epochs, draw[1])
+
+    listed = single(spec, defaults) if spec.sample else ()
+    named = {point(each.values, each.texts, spec.draws[0]).id for each in listed}
+
+    def is_new(each: Combination) -> bool:
+        return (found := point(each.values, each.texts, spec.draws[0]).id) not in seen and found not in named
+
+    of_grid = drawn(spec, defaults, is_new) if spec.sample else product(spec, defaults)
+    for each in itertools.chain(of_grid, single(spec, defaults)):
+        for of in spec.draws:
+            found = point(each.values, each.texts, of)
+            if found.id in seen:
+                raise BadInput(_say_same(each.where, each.values, *seen[found.id]))
+            seen[found.id] = each.where, each.values
+            yield found
 
 
 def _say_same(where: str, values: Mapping[str, Any], seen: str, other: Mapping[str, Any]) -> str:
@@ -202,8 +225,8 @@ def _say_same(where: str, values: Mapping[str, Any], seen: str, other: Mapping[s
 
 def _trials(
     points: Sequence[Point], spec: Spec, counts: Counts, hashes: TrialHashes, networks: Networks, pace: Pace
-) -> tuple[Trial, ...]:
-    """The trials that train these points: frozen ones that others branch from, and then the longest first."""
+) -> list[Trial]:
+    """The trials that train these points."""
     served: dict[str, list[Point]] = {}
     for point in points:
         served.setdefault(point.trial_id, []).append(point)
@@ -222,7 +245,7 @@ def _trials(
         found = hashes.of_stable(own[0].values, (seed, fold), own[0].epochs)
         stable = Stable(*found) if found else None
         trials.append(Trial(trial_id, values, seed, epochs, ends, forecast_s[key] * ends, ids, frozen, fold, stable))
-    return in_order(_with_trainers(trials))
+    return _with_trainers(trials)
 
 
 def _with_trainers(trials: Sequence[Trial]) -> list[Trial]:
@@ -251,10 +274,27 @@ def _cosine_epochs(trials: Collection[Trial], spec: Spec) -> int:
     return sum(sum(epochs) - max(epochs) for epochs in alike.values())
 
 
-def in_order(trials: Collection[Trial]) -> tuple[Trial, ...]:
-    """The order in which trials start: first those that others begin from, and then the longest first."""
+def _longest_first(trials: Collection[Trial]) -> tuple[Trial, ...]:
+    """First those that others begin from, and then the longest first."""
     first = {trial.frozen for trial in trials} | {trial.stable.trainer for trial in trials if trial.stable}
     return tuple(sorted(trials, key=lambda trial: (trial.id not in first, -trial.forecast_s)))
+
+
+def _balanced(trials: Sequence[Trial], spec: Spec) -> tuple[Trial, ...]:
+    """First those that others branch from, then every value of every axis early; one seed after the other."""
+    first, ordered = {trial.frozen for trial in trials}, []
+    for draw in spec.draws:
+        own = _longest_first([trial for trial in trials if trial.draw == draw])
+        ordered += [own[place] for place in in_rounds([_values(trial, spec) for trial in own])]
+    return tuple(sorted(ordered, key=lambda trial: trial.id not in first))
+
+
+def _values(trial: Trial, spec: Spec) -> list[tuple[str, str]]:
+    """Axis and value, or quarter of the range, on every axis but epochs."""
+    ranges = spec.ranges
+    return [
+        (name, canonical(ranges[name].part(value) if name in ranges else value)) for name, value in trial.values.items()
+    ]
 
 
 def points_of(trial: Trial, axes: Collection[str]) -> tuple[Point, ...]:
@@ -268,7 +308,7 @@ def points_of(trial: Trial, axes: Collection[str]) -> tuple[Point, ...]:
 
 
 def remaining(plan: Plan, done: Mapping[str, int]) -> tuple[Trial, ...]:
-    """The trials still to train, longest first. done: trial id -> epochs that its result covers."""
+    """The trials still to train, in the order in which they start. done: trial id -> epochs that its result covers."""
     kept: dict[str, set[int]] = {}  # stable part -> epochs after which trials that are done have left it
     for trial in plan.trials:
         if trial.stable and done.get(trial.id, 0) >= trial.epochs:
@@ -284,7 +324,7 @@ def remaining(plan: Plan, done: Mapping[str, int]) -> tuple[Trial, ...]:
         for trial in plan.trials
         if done.get(trial.id, 0) < trial.epochs
     ]
-    return in_order(left)
+    return plan.in_order(left)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -307,57 +347,6 @@ def count_by_state(plan: Plan, done: Mapping[str, int], before: Collection[str])
     finished = {p.id for p in plan.points if done.get(p.trial_id, 0) >= p.epochs}
     new = {p.id for p in plan.points if p.id not in finished and p.id not in before}
     return {"done": len(finished), "missing": len(plan.points) - len(finished) - len(new), "new": len(new)}
-
-
-def _combinations(spec: Spec, defaults: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, str], str]]:
-    """Every combination, without seeds: axis -> value, axis -> value as canonical text, and its place in the spec.
-
-    A point that does not name an axis gets its default.
-    """
-    excluded = [{name: canonical(value) for name, value in rule.items()}.items() for rule in spec.exclude]
-    used = [False] * len(excluded)
-
-    def is_excluded(texts: Mapping[str, str]) -> bool:
-        hits = [rule <= texts.items() for rule in excluded]
-        for i, hit in enumerate(hits):
-            used[i] = used[i] or hit
-        return any(hits)
-
-    others = [name for name in spec.axes if name not in spec.grid]
-    if spec.grid:
-        fixed = _fill(others, defaults, "a point of the grid", spec)
-        fixed_texts = {name: canonical(value) for name, value in fixed.items()}
-        as_texts = ([canonical(value) for value in values] for values in spec.grid.values())
-        pairs = zip(itertools.product(*spec.grid.values()), itertools.product(*as_texts), strict=True)
-        for chosen, texts in pairs:
-            grid_texts = dict(zip(spec.grid, texts, strict=True))
-            if not (excluded and is_excluded(grid_texts)):
-                yield dict(zip(spec.grid, chosen, strict=True)) | fixed, grid_texts | fixed_texts, "a point of the grid"
-    for i, given in enumerate(spec.points):
-        values = _fill([name for name in spec.axes if name not in given], defaults, f"points[{i}]", spec) | given
-        values = {name: values[name] for name in spec.axes}
-        yield values, {name: canonical(value) for name, value in values.items()}, f"points[{i}]"
-    if not all(used):
-        i = used.index(False)
-        raise BadInput(
-            f"exclude[{i}] must match at least one point of the grid, got {spec.exclude[i]}: fix or remove it"
-        )
-
-
-def _fill(names: Iterable[str], defaults: Mapping[str, Any], where: str, spec: Spec) -> dict[str, Any]:
-    """Axis -> default, for axes that a point does not name. Raises BadInput if one has no default."""
-    for name in names:
-        if name not in defaults:
-            raise BadInput(f"{where} must name {name}, to which the model {spec.model} gives no plain default")
-    return {name: defaults[name] for name in names}
-
-
-def _defaults(spec: Spec, networks: Networks) -> dict[str, Any]:
-    """Axis -> its value in a point that does not name it."""
-    backbone = spec.backbone or Backbone(name=NO_BACKBONE)
-    sections = {"data": spec.data, "augment": spec.augment, "backbone": backbone, "train": spec.train}
-    of_model = {name: value for code in networks.codes.values() for name, value in code.defaults.items()}
-    return of_model | {name: getattr(sections[part], field) for name, (part, field) in AXIS_PATHS.items()}
 
 
 def _brief(value: Any) -> str:

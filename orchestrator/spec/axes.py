@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.metrics import METRICS
+from orchestrator.spec.ranges import ends
 from orchestrator.spec.sections import NO_BACKBONE, Augment, Backbone, Data, Scalar, Section, Spec, Train
 
 
@@ -111,7 +112,7 @@ def resolve(spec: Spec, values: Mapping[str, Any]) -> Settings:
 def backbone_names(spec: Spec) -> tuple[str, ...]:
     """Every backbone that some point may name, NO_BACKBONE among them where a point may have none."""
     own = spec.backbone.name if spec.backbone else NO_BACKBONE
-    named = [*spec.grid.get("backbone", []), *(point["backbone"] for point in spec.points if "backbone" in point)]
+    named = [*ends(spec.grid.get("backbone", [])), *(point["backbone"] for point in spec.points if "backbone" in point)]
     on_grid = "backbone" in spec.grid or not spec.grid
     in_points = all("backbone" in point for point in spec.points)
     return tuple(dict.fromkeys([*([] if on_grid and in_points and named else [own]), *named]))

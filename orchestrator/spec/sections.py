@@ -4,8 +4,19 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    SkipValidation,
+    field_serializer,
+)
 from pydantic_core import PydanticCustomError
+
+from orchestrator.spec.ranges import Range
 
 Scalar = bool | int | float | str
 
@@ -247,6 +258,19 @@ class Race(Section):
     rule: Literal[1] = 1
 
 
+class Sample(Section):
+    """Draw points from the grid instead of training all of its product.
+
+    points: how many combinations, for each seed and fold; a list of epochs is not drawn from, as epochs are shared.
+    method: sobol spreads them evenly; random draws each number alone.
+    seed: another one draws others.
+    """
+
+    points: int = Field(ge=1, lt=2**31)
+    method: Literal["sobol", "random"] = "sobol"
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
 def _told(value: Any) -> Any:
     """An address alone is all that most runs have to say."""
     return {"url": value} if isinstance(value, str) else value
@@ -260,6 +284,9 @@ def _raced(value: Any) -> Any:
 class Spec(Section):
     """A whole run. `grid` is a product of axes, `points` adds single combinations to it, `exclude` removes some.
 
+    grid: of each axis a list of values, or the range from which a sample draws.
+    order: longest: trials that take longest start first, so that all end early; balanced: every value of every axis is
+    trained early, so that the board says something of each while most is still to be trained.
     model: auto is the head where there is a backbone, and small_cnn where there is none.
     """
 
@@ -269,16 +296,22 @@ class Spec(Section):
     backbone: Annotated[Backbone | None, BeforeValidator(_named)] = None
     model: str = Field("auto", pattern=r"^(auto|head|small_cnn|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$")
     train: Train = Train()
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, SkipValidation[list[Any] | Range]] = {}
+    sample: Sample | None = None
     points: list[dict[str, Any]] = []
     exclude: list[dict[str, Any]] = []
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([0], min_length=1)
     race: Annotated[Race | None, BeforeValidator(_raced)] = None
+    order: Literal["longest", "balanced"] = "longest"
     metric: str = "val_accuracy"
     resources: Resources = Resources()
     budget: Budget = Budget()
     notify: Annotated[Notify, BeforeValidator(_told)] = Notify()
     output: str = Field("./runs", min_length=1)
+
+    @field_serializer("grid")
+    def _grid_as_written(self, grid: dict[str, list[Any] | Range]) -> dict[str, Any]:
+        return {name: values.tree() if isinstance(values, Range) else values for name, values in grid.items()}
 
     def without_secrets(self) -> "Spec":
         """What may go to workers and into files."""
@@ -288,6 +321,11 @@ class Spec(Section):
     def axes(self) -> tuple[str, ...]:
         """Every axis, in the order of the spec: first those of the grid, then those that only single points name."""
         return tuple(dict.fromkeys([*self.grid, *(name for point in self.points for name in point)]))
+
+    @property
+    def ranges(self) -> dict[str, Range]:
+        """The axes of which points are drawn from a range."""
+        return {name: values for name, values in self.grid.items() if isinstance(values, Range)}
 
     @property
     def draws(self) -> list[tuple[int, int]]:
