@@ -4,8 +4,10 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -259,14 +261,17 @@ def test_a_refit_takes_the_winners_steps_on_all_its_images(
     """It ends within an epoch, exactly wherever it was stopped, and says what it is instead of how good it is."""
 
     def refit(folder: str) -> tuple[Trial, WorkerContext]:
-        work, (trial,) = work_in(tmp_path / folder, "train.checkpoint_every_s=0.001")
-        again = refit_trial(trial, points_of(trial, work.spec.axes)[1], 15, 3)
+        settings = ("grid.epochs=[3]", "train.schedule=cosine", "train.ema=0.9", "train.checkpoint_every_s=0.001")
+        work, (trial,) = work_in(tmp_path / folder, *settings)
+        again = refit_trial(trial, points_of(trial, work.spec.axes)[0], 15, [0.6, 0.5, 0.4])
         return again, replace(work, spec=refit_spec(work.spec), keep=KeepModels.all)
 
     trial, work = refit("quiet")
     result = worker.submit(train, trial, work).result()
     assert result.status == "ok", result.error
     assert [round(each.images_per_s * each.train_s) for each in result.history] == [1200, 1200, 45 % 19 * 64]
+    winners = [0.001 * (1 + math.cos(math.pi * (step - 15) / 30)) / 2 for step in (18, 37, 44)]  # the first 15 warm up
+    assert [each.learning_rate for each in result.history] == pytest.approx(winners)
     facts = work.run.read_model("refit")
     assert (facts.refit.images, facts.refit.steps, facts.point_id) == (1200, 45, trial.points[0])
     assert facts.weights == result.digests[3]
@@ -286,16 +291,23 @@ def test_a_refit_takes_the_winners_steps_on_all_its_images(
 @pytest.mark.parametrize(
     "setting",
     [
-        *("train.precision=mixed_bfloat16", "train.precision=mixed_float16", "train.optimizer=adamw"),
-        *("train.class_weight=balanced", "augment={preset: strong, mixup: 0.4, cutmix: 1}"),
-        *("grid.model=[deep_cnn]", "grid.model=[se_resnet]"),
+        "train.precision=mixed_bfloat16",
+        "train.precision=mixed_float16",
+        "train.optimizer=adamw",
+        "train.class_weight=balanced",
+        "augment={preset: strong, mixup: 0.4, cutmix: 1} train.label_smoothing=0.1",
+        "train.optimizer=sgd train.momentum=0.9 train.schedule=plateau train.plateau_patience=1",
+        "train.optimizer=nadam train.schedule=cosine train.clip_norm=0.5 train.weight_decay=0.1 train.ema=0.9",
+        "train.precision=mixed_float16 train.schedule=wsd train.ema=0.9",
+        "grid.model=[deep_cnn] train.ema=0.9",
+        "grid.model=[se_resnet]",
     ],
 )
 def test_whatever_it_trains_with_a_killed_trial_goes_on_exactly(
     worker: ProcessPoolExecutor, tmp_path: Path, setting: str
 ) -> None:
-    """Half-size numbers, whose losses are scaled, other optimizers, weights of classes, mixed images, averages."""
-    settings = (setting, "grid.epochs=[2]", "train.checkpoint_every_s=0.001")
+    """Half-size numbers, whose losses are scaled, optimizers with other state, rates that change, moving averages."""
+    settings = (*re.split(r" (?=train)", setting), "grid.epochs=[2]", "train.checkpoint_every_s=0.001")
     work, (trial,) = work_in(tmp_path / "killed", *settings)
     kill_in_mid_epoch(trial, work, 1)
     quiet, _ = work_in(tmp_path / "quiet", *settings)

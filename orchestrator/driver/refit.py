@@ -34,15 +34,17 @@ def refit_winner(state: RunState, watch: GridWatch, cluster: "Cluster | None", c
     if leader is None:
         raise BadInput("--refit must have a winner, and no point is ok: the board says why")
     own = next(trial for trial in state.plan.trials if trial.id == leader.trial_id)
-    steps = state.results[own.id].steps_per_epoch
-    assert steps is not None  # of a trial that is ok
-    trial = refit_trial(own, leader, steps, epoch_of(leader, state.results, context.spec).epoch)
+    result, last = state.results[own.id], epoch_of(leader, state.results, context.spec).epoch
+    assert result.steps_per_epoch is not None  # of a trial that is ok
+    losses = [each.metrics["val_loss"] for each in result.history[:last]]
+    trial = refit_trial(own, leader, result.steps_per_epoch, losses)
+    steps = last * result.steps_per_epoch
     if not _is_there(state, trial.id):
         from orchestrator.cluster.connect import connect  # here, so that a finished run does not load Ray
         from orchestrator.cluster.fanout import fan_out
         from orchestrator.cluster.watch import InOrder
 
-        console.out(f"refit: the winner again, {trial.refit_steps:,} steps on training and validation images")
+        console.out(f"refit: the winner again, {steps:,} steps on training and validation images")
         context = dataclasses.replace(context, spec=refit_spec(context.spec), keep=KeepModels.all)
         told = RetrainingWatch(state.results, console, "refit")
         with contextlib.nullcontext(cluster) if cluster else connect(context.spec.resources) as cluster:
@@ -51,7 +53,7 @@ def refit_winner(state: RunState, watch: GridWatch, cluster: "Cluster | None", c
             return
         if not _is_there(state, trial.id):
             raise BadInput(f"the winner could not be refitted: {told.error or 'its model was not written'}")
-        state.events.tell("run.refitted", trial=trial.id, point_ids=list(trial.points), steps=trial.refit_steps)
+        state.events.tell("run.refitted", trial=trial.id, point_ids=list(trial.points), steps=steps)
         if state.keep_checkpoints is not KeepCheckpoints.all:
             delete_checkpoints(run, {trial.id})
     console.out(f"refit: {run.store.uri}/models/{REFIT}.keras; no image validates it: judge it by the winner")

@@ -1,27 +1,29 @@
 """Refit: the trial that trains a winner once more, on its training and validation images together. Pure."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 from orchestrator.errors import BadInput
-from orchestrator.plans.points import Point, Trial
+from orchestrator.plans.points import Point, Refit, Trial
 from orchestrator.spec.sections import Spec
 
 
-def refit_trial(trial: Trial, point: Point, steps_per_epoch: int, epoch: int) -> Trial:
-    """The trial that takes as many steps as the model of this point took, which its trial has trained.
+def refit_trial(trial: Trial, point: Point, steps_per_epoch: int, val_losses: Sequence[float]) -> Trial:
+    """The trial that takes as many steps as the model of this point took, at the same learning rates.
 
-    epoch: the one whose weights are the point's model. It is also the most epochs that this trial can take, as one of
-    its own epochs is longer. Raises BadInput where the trial goes on from another one.
+    trial: the point's, with steps_per_epoch. val_losses: of its epochs up to the one whose weights are the model. The
+    refit takes as many epochs at most, as one of its own is longer. Raises BadInput where the trial unfreezes layers.
     """
     if trial.frozen:
         raise BadInput(
             "--refit must have a winner that unfreezes nothing of its backbone, as that one goes on from another "
             "trial: leave --refit out, or exclude the points with unfreeze above 0"
         )
-    steps = epoch * steps_per_epoch
-    own = hashlib.sha256(f"{trial.id}\nrefit.steps={steps}".encode()).hexdigest()[:12]
-    return replace(trial, id=own, milestones=(epoch,), epochs=epoch, points=(point.id,), refit_steps=steps)
+    epoch = len(val_losses)
+    refit = Refit(epoch * steps_per_epoch, steps_per_epoch, trial.milestones[-1], tuple(val_losses))
+    own = hashlib.sha256(f"{trial.id}\nrefit.steps={refit.steps}".encode()).hexdigest()[:12]
+    return replace(trial, id=own, milestones=(epoch,), epochs=epoch, points=(point.id,), stable=None, refit=refit)
 
 
 def refit_spec(spec: Spec) -> Spec:

@@ -56,7 +56,7 @@ class Exporter:
 
     def _name(self, milestone: int) -> str:
         """The name of the model of a milestone in the run folder."""
-        return REFIT if self._training.trial.refit_steps else f"{self._prefix}{self._points[milestone].id}"
+        return REFIT if self._training.trial.refit else f"{self._prefix}{self._points[milestone].id}"
 
     @property
     def must_restart(self) -> bool:
@@ -119,17 +119,18 @@ class Exporter:
 
     def _write(self, milestone: int, weights: Sequence[np.ndarray] | None, outputs: np.ndarray | None) -> None:
         training, run = self._training, self._context.run
-        with _lent(training.weights, weights):
-            keras_file = to_bytes(self._whole_model())
-            digest = weights_digest(training.model)
-        if training.trial.refit_steps:
-            run.write_model(REFIT, keras_file, None, self._refit_facts(self._facts(milestone, digest)))
-            self._written.add(milestone)
-            return
-        if outputs is None:
-            validated = training.loop.validate()
-            assert validated is not None  # nothing stops it
-            outputs = validated.outputs
+        with training.averaged():
+            with _lent(training.weights, weights):
+                keras_file = to_bytes(self._whole_model())
+                digest = weights_digest(training.model)
+            if training.trial.refit:
+                run.write_model(REFIT, keras_file, None, self._refit_facts(self._facts(milestone, digest)))
+                self._written.add(milestone)
+                return
+            if outputs is None:
+                validated = training.loop.validate()
+                assert validated is not None  # nothing stops it
+                outputs = validated.outputs
         index, rows, probabilities = self._context.index, training.images.validation_rows, class_probabilities(outputs)
         threshold, chosen = choose_threshold(self._context.spec.metric, index.labels[rows], probabilities)
         facts = self._facts(milestone, digest).model_copy(update={"threshold": threshold, "threshold_chosen": chosen})
@@ -144,7 +145,8 @@ class Exporter:
     def _refit_facts(self, facts: Exported) -> Exported:
         """Those of a refit: what the winner's validation images chose stays chosen."""
         training, best = self._training, self._context.run.read_model(BEST)
-        refit = Refitted(images=len(training.images.rows), steps=training.trial.refit_steps or 0)
+        assert training.trial.refit is not None
+        refit = Refitted(images=len(training.images.rows), steps=training.trial.refit.steps)
         chosen = {} if best is None else {name: getattr(best, name) for name in ("threshold", "threshold_chosen")}
         return facts.model_copy(update={"refit": refit, **chosen})
 

@@ -48,7 +48,7 @@ def open_inputs(
     elif cache.images is not None and (gpu := gpu_with_room(cache.images.nbytes)):
         resident = replace(source, images=_on_device(gpu, cache.images, source.images))
     validation = np.flatnonzero(index.validates(trial.fold) & readable)
-    if trial.refit_steps:
+    if trial.refit:
         rows, validation = np.union1d(rows, validation), validation[:0]
     return TrialImages(source, resident, rows, validation), cache
 

@@ -1,8 +1,9 @@
 """Training: one model in training, step by step and epoch by epoch, and its state as a checkpoint."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -21,7 +22,8 @@ from orchestrator.train.inputs import new_extractor
 from orchestrator.train.loop import Loop, TrialImages
 from orchestrator.train.model import build, class_probabilities, predicted_classes
 from orchestrator.train.model_file import weights_digest
-from orchestrator.train.optimizers import make_optimizer
+from orchestrator.train.optimizers import averages, make_optimizer
+from orchestrator.train.schedules import again_from, rates
 from orchestrator.train.steps import Sums
 from orchestrator.train.tally import Tally
 
@@ -59,13 +61,16 @@ class Training:
         self.tally = Tally(len(self._labels), self._metric)
         keras.utils.set_random_seed(trial.seed)
         self.model, self.head = _models(settings, context, images)
-        optimizer = make_optimizer(_schedule(settings))
+        self._train = _trained_with(settings)
+        optimizer = make_optimizer(self._train)
         optimizer.build(self.model.trainable_variables)
         weights = class_weights(settings.train.class_weight, context.index.classes, context.index.labels[images.rows])
-        self.loop = Loop(self.model, optimizer, images, settings.train.batch_size, trial, weights)
+        self.loop = Loop(self.model, optimizer, images, self._train, trial, weights)
         changing = {id(v) for v in (*self.head.variables, *self.model.trainable_variables)}
         self.weights = [v for v in self.model.variables if id(v) in changing]
         self._variables = [*self.weights, *optimizer.variables, self.loop.sums]  # in a checkpoint's order
+        self._averages = averages(optimizer)
+        self._aside: dict[int, np.ndarray] = {}  # id of a variable -> its own value, while it has its average
 
     @property
     def epochs_done(self) -> float:
@@ -100,9 +105,28 @@ class Training:
 
     def take_steps(self) -> None:
         """Train for about a second. Some steps of the current epoch must be left."""
+        if self.loop.rates is not None:
+            self.loop.rates.assign(self._rates())
         count, took_s = self.loop.train(len(self.history), self.step)
         self.step += count
         self.spent_s += took_s
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """For a while the model has the averages of its weights, where it keeps any: what it is judged by.
+
+        Snapshots hold its own weights all the same.
+        """
+        variables = self.model.trainable_variables if self._averages else []
+        self._aside = {id(variable): np.array(variable) for variable in variables}
+        try:
+            for variable, average in zip(variables, self._averages, strict=True):
+                variable.assign(average)
+            yield
+        finally:
+            for variable in variables:
+                variable.assign(self._aside[id(variable)])
+            self._aside = {}
 
     def finish_epoch(self, stopped: Callable[[], bool]) -> bool:
         """Validate, and add the epoch whose steps are all taken to the history.
@@ -110,9 +134,10 @@ class Training:
         stopped: asked about once a second; where it says so, the epoch stays as it is and False is returned.
         Raises Diverged.
         """
-        if not len(self._labels):
-            self._finish_unvalidated()
-            return True
+        with self.averaged():
+            return self._finish_epoch(stopped) if len(self._labels) else self._finish_unvalidated()
+
+    def _finish_epoch(self, stopped: Callable[[], bool]) -> bool:
         began = time.perf_counter()
         if (validated := self.loop.validate(stopped)) is None:
             return False
@@ -134,13 +159,14 @@ class Training:
             self.tally.keep(epoch)
         return True
 
-    def _finish_unvalidated(self) -> None:
+    def _finish_unvalidated(self) -> bool:
         """Add the epoch of a refit to the history: its figures are those of training."""
         training = self.loop.take_sums()
         self.history.append(self._epoch(training, _means("", training), 0.0))
         self.step, self.spent_s = 0, 0.0
         if self.is_over:
             self.digests[len(self.history)] = weights_digest(self.model)
+        return True
 
     def _epoch(self, training: Sums, metrics: dict[str, float], validate_s: float) -> Epoch:
         """Raises Diverged."""
@@ -154,7 +180,15 @@ class Training:
             train_s=self.spent_s,
             images_per_s=training.images / max(self.spent_s, 1e-9),
             validate_s=validate_s,
+            learning_rate=None if self.loop.rates is None else float(self._rates()[-1]),
         )
+
+    def _rates(self) -> np.ndarray:
+        """Of the epoch at work."""
+        if (again := self.trial.refit) is not None:
+            return again_from(self._train, again, len(self.history) * self.loop.steps, self.loop.steps)
+        losses = [epoch.metrics["val_loss"] for epoch in self.history]
+        return rates(self._train, self.loop.steps, self.trial.milestones[-1], losses)
 
     def snapshot(self) -> Checkpoint:
         """Everything that decides what comes next, copied: it can be written while training goes on."""
@@ -167,7 +201,8 @@ class Training:
             ranked=self.tally.ranked,
             right=dict(self.tally.kept),
         )
-        return Checkpoint(state, [np.array(v) for v in self._variables], self.best, self.tally.recent)
+        values = [self._aside[id(v)] if id(v) in self._aside else np.array(v) for v in self._variables]
+        return Checkpoint(state, values, self.best, self.tally.recent)
 
     def resume(self, saved: Checkpoint) -> None:
         """Go on from a snapshot. Raises ValueError, and stays as it was, where it is not one of this trial."""
@@ -204,7 +239,7 @@ def _models(settings: Settings, context: WorkerContext, images: TrialImages) -> 
     return (Branch(extractor, head) if extractor else head), head
 
 
-def _schedule(settings: Settings) -> Train:
+def _trained_with(settings: Settings) -> Train:
     """How the trial trains: with a rate of its own where it unfreezes a backbone."""
     train = settings.train
     if not (settings.backbone and settings.backbone.unfreeze):
