@@ -157,10 +157,13 @@ def _say_one_seed(verdict: Verdict) -> str:
 
 def _say_rates(verdict: Verdict) -> list[str]:
     """Google's tuning playbook: a batch size has a best rate of its own."""
-    sizes = {each.values.get("batch_size") for each in verdict.ranked}
-    if len(sizes) < 2 or "learning_rate" in verdict.best.values:
-        return []
-    return ["all batch sizes were trained with one learning_rate, which does not suit all of them: make it an axis too"]
+    if verdict.one_rate:
+        why = "all batch sizes were trained with one learning_rate, which does not suit all of them"
+        return [f"{why}: set it to auto, make it an axis too, or set lr_scale"]
+    rate = verdict.best.rate
+    return (
+        [] if rate is None else [f"the learning rate of the best was {rate:g}: train.learning_rate={rate:g} names it"]
+    )
 
 
 def _difference(value: float, metric: str) -> str:

@@ -9,6 +9,7 @@ from orchestrator.errors import BadInput
 from orchestrator.plans.features import FeatureView, feature_views
 from orchestrator.plans.forecast import EPOCH_DEPENDS_ON, FIRST_GUESS, Counts, Pace, epoch_s
 from orchestrator.plans.identity import TrialHashes, short
+from orchestrator.plans.rates import RangeTest, range_tests
 from orchestrator.spec.axes import AXIS_PATHS, LATER, axis_path, canonical, models, resolve, shared_settings
 from orchestrator.spec.networks import Networks
 from orchestrator.spec.sections import NO_BACKBONE, Backbone, Spec
@@ -52,6 +53,7 @@ class Trial:
         frozen: Id of the trial that this one branches from, where it unfreezes its backbone: the same, but frozen. Such
             a trial has one milestone, and goes on for as many epochs as the frozen one has then.
         fold: In which fold of the images it validates; 0 where there is one.
+        rate_test: Id of the range test that finds its learning rate; None where the spec gives it.
     """
 
     id: str
@@ -63,6 +65,7 @@ class Trial:
     points: tuple[str, ...]
     frozen: str | None = None
     fold: int = 0
+    rate_test: str | None = None
 
     @property
     def draw(self) -> tuple[int, int]:
@@ -91,6 +94,7 @@ class Plan:
         axes: Names of the axes, in the order of the spec.
         shared: What all trials share that affects their weights: settings, the model's defaults and source, the index.
         features: What is to be made of the images before trials with a backbone can train.
+        rate_tests: The range tests that trials need whose learning rate is auto.
     """
 
     axes: tuple[str, ...]
@@ -99,6 +103,7 @@ class Plan:
     counts: Counts
     shared: Mapping[str, Any]
     features: tuple[FeatureView, ...] = ()
+    rate_tests: tuple[RangeTest, ...] = ()
 
     @property
     def epochs_asked(self) -> int:
@@ -139,9 +144,12 @@ def make_plan(
     if not points:
         raise BadInput("exclude takes out every point of the grid: nothing is left to train")
     trials = _trials(points, spec, counts, hashes, networks, pace)
+    test_of, rate_tests = range_tests(trials, spec, networks, (index_digest, counts), pace)
+    if test_of:
+        trials = in_order([replace(trial, rate_test=test_of.get(trial.id)) for trial in trials])
     index = (index_digest, counts.images)
     features = feature_views(trials, spec, networks.backbones, index, pace)
-    return Plan(spec.axes, points, trials, counts, shared, features)
+    return Plan(spec.axes, points, trials, counts, shared, features, rate_tests)
 
 
 def _points(spec: Spec, defaults: Mapping[str, Any], hashes: TrialHashes) -> Iterator[Point]:
@@ -197,9 +205,15 @@ def _trials(
 
 
 def in_order(trials: Collection[Trial]) -> tuple[Trial, ...]:
-    """The order in which trials start: first those that others branch from, and then the longest first."""
-    first = {trial.frozen for trial in trials}
-    return tuple(sorted(trials, key=lambda trial: (trial.id not in first, -trial.forecast_s)))
+    """The order in which trials start: first those that others need, and then the longest first.
+
+    Needed are those that others branch from, and one of each range test: what it finds is there for the others.
+    """
+    needed = {trial.frozen for trial in trials}
+    ordered = sorted(trials, key=lambda trial: (trial.id not in needed, -trial.forecast_s))
+    first_of_test = {trial.rate_test: trial.id for trial in reversed(ordered) if trial.rate_test}
+    needed.update(first_of_test.values())
+    return tuple(sorted(ordered, key=lambda trial: trial.id not in needed))
 
 
 def points_of(trial: Trial, axes: Collection[str]) -> tuple[Point, ...]:

@@ -45,6 +45,8 @@ LATER = {
     "data.folds": None,
     "data.rule": 1,
     "train.fine_tune_learning_rate": None,
+    "train.lr_scale": "none",
+    "train.lr_base_batch": 32,
     "train.class_weight": "none",
 }
 # Fields of data that say which images there are, which is in the index, or only where and how they are read.
@@ -53,7 +55,7 @@ _NOT_SHARED = {"uri", "layout", "labels", "on_bad_image", "on_duplicate", "cache
 # the plan as JSON, columns of the leaderboard.
 RESERVED_AXES = (
     {"early_stopping", "checkpoint_every_s", "input_shape", "classes", "id", "milestones", "forecast_s"}
-    | {"branches_from"}
+    | {"branches_from", "rate_test", "rate_used"}
     | {
         "rank",
         "point_id",
@@ -119,14 +121,23 @@ def shared_settings(spec: Spec) -> dict[str, Any]:
     Fields that an axis sets are left out, and so are those that only say where, when or how fast, and those in LATER at
     their default. A run folder with the same shared settings can take this spec's points.
     """
-    kept = {
-        "data": spec.data.model_dump(exclude=_NOT_SHARED),
-        "augment": spec.augment.model_dump(),
-        "train": spec.train.model_dump(exclude={"epochs", "checkpoint_every_s"}),
-    }
-    flat = {f"{section}.{field}": value for section, fields in kept.items() for field, value in fields.items()}
+    flat = deciding(spec)
     for name in spec.axes:
         flat.pop(axis_path(name), None)
+    return flat
+
+
+def deciding(sections: Spec | Settings) -> dict[str, Any]:
+    """`section.field` -> value, for every setting of data, augment and train that affects weights, but epochs.
+
+    Those in LATER are left out at their default.
+    """
+    kept = {
+        "data": sections.data.model_dump(exclude=_NOT_SHARED),
+        "augment": sections.augment.model_dump(),
+        "train": sections.train.model_dump(exclude={"epochs", "checkpoint_every_s"}),
+    }
+    flat = {f"{section}.{field}": value for section, fields in kept.items() for field, value in fields.items()}
     return {name: value for name, value in flat.items() if not changes_nothing(name, canonical(value))}
 
 

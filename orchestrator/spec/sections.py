@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 Scalar = bool | int | float | str
+AUTO = "auto"  # a value that is found, not given
 
 
 class Section(BaseModel):
@@ -121,6 +122,9 @@ class EarlyStopping(Section):
 class Train(Section):
     """How one trial trains.
 
+    learning_rate: auto: a range test finds one; see plans/rates.py.
+    lr_scale: multiply learning_rate, and fine_tune_learning_rate, by the batch size over lr_base_batch (linear), or by
+    its root (sqrt).
     fine_tune_learning_rate: with backbone.unfreeze; null: a tenth of learning_rate.
     class_weight: what an image of a class counts for in training: none: 1; balanced: so that all classes count alike;
     or a number for each class, 1 for those that are not named.
@@ -129,7 +133,9 @@ class Train(Section):
     batch_size: int = Field(32, ge=1, lt=2**31)
     epochs: int = Field(10, ge=1, lt=2**31)
     optimizer: Literal["adam", "adamw", "nadam", "rmsprop", "sgd", "adagrad"] = "adam"
-    learning_rate: float = Field(0.001, gt=0)
+    learning_rate: Literal["auto"] | Annotated[float, Field(gt=0)] = 0.001
+    lr_scale: Literal["none", "sqrt", "linear"] = "none"
+    lr_base_batch: int = Field(32, ge=1, lt=2**31)
     fine_tune_learning_rate: float | None = Field(None, gt=0)
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     class_weight: Literal["none", "balanced"] | dict[str, Annotated[float, Field(ge=0)]] = "none"

@@ -85,10 +85,10 @@ class Loop:
         else:
             self._validation = PipedValidation(images.source, images.validation_rows, model)
 
-    def train(self, epoch: int, step: int) -> tuple[int, float]:
+    def train(self, epoch: int, step: int, most: int | None = None) -> tuple[int, float]:
         """Take a stretch of steps within one epoch.
 
-        epoch: how many are over. step: how many steps of the next one are taken, below `steps`.
+        epoch: how many are over. step: how many steps of the next one are taken, below `steps`. most: steps to take.
         Returns how many more it took, and the seconds that they lasted.
         """
         position = epoch * self.steps + step
@@ -96,7 +96,7 @@ class Loop:
             self._feed.open(position, self._epochs)
         full_steps, rest = divmod(len(self._images.rows), self._batch_size)
         size, ahead = (self._batch_size, full_steps - step) if step < full_steps else (rest, 1)
-        with self._stretch.of(ahead) as count:
+        with self._stretch.of(ahead if most is None else min(ahead, most)) as count:
             self._feed.take(position, count, size)
         self._position = position + count
         return count, self._stretch.took_s

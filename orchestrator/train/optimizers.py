@@ -8,7 +8,11 @@ from orchestrator.spec.sections import Train
 
 
 def make_optimizer(settings: Train) -> keras.optimizers.Optimizer:
-    """The optimizer that the settings name; with mixed_float16 it scales the loss too, or small gradients become 0."""
+    """The optimizer that the settings name; with mixed_float16 it scales the loss too, or small gradients become 0.
+
+    settings.learning_rate: a number.
+    """
+    assert not isinstance(settings.learning_rate, str)
     if settings.optimizer == "adam":
         optimizer = FusedAdam(settings.learning_rate)
     else:
