@@ -247,7 +247,15 @@ def test_a_killed_trial_goes_on_exactly(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "setting", ["precision=mixed_bfloat16", "precision=mixed_float16", "optimizer=adamw", "class_weight=balanced"]
+    "setting",
+    [
+        "precision=mixed_bfloat16",
+        "precision=mixed_float16",
+        "optimizer=adamw",
+        "class_weight=balanced",
+        "learning_rate=auto",
+        "lr_scale=sqrt",
+    ],
 )
 def test_whatever_it_trains_with_a_killed_trial_goes_on_exactly(
     worker: ProcessPoolExecutor, tmp_path: Path, setting: str
@@ -602,3 +610,53 @@ def test_a_new_metric_is_one_row_and_one_function(worker: ProcessPoolExecutor, t
     result = worker.submit(train_with_a_new_metric, trial, work).result()
     assert result.status == "ok", result.error
     assert all(0.5 < epoch.figures["val_sure"] <= 1 for epoch in result.history)
+
+
+AUTO = ("train.learning_rate=auto", "grid={batch_size: [8], epochs: [1], dropout: [0.0, 0.5]}")
+
+
+def train_and_die_in_the_range_test(trial: Trial, work: WorkerContext) -> None:
+    """Be killed as the machine's power would do it, at the fourth rate."""
+    start_worker()
+    from orchestrator.train import rates
+
+    loss_at, tried = rates._loss_at, itertools.count()
+
+    def die_at_the_fourth(*args: object) -> float | None:
+        if next(tried) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss_at(*args)
+
+    rates._loss_at = die_at_the_fourth
+    train(trial, work)
+
+
+def test_a_rate_that_is_found_is_the_same_wherever_it_is_found(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
+    """Killed in the range test, made by another trial, or damaged: equal bytes; and what it trains is what it names."""
+    work, trials = work_in(tmp_path / "one", *AUTO)
+    one, other = sorted(trials, key=lambda trial: trial.values["dropout"])
+    assert one.rate_test == other.rate_test
+    result = worker.submit(train, one, work).result()
+    assert result.status == "ok", result.error
+    file = tmp_path / "one" / "rates" / f"{one.rate_test}.json"
+    found = file.read_bytes()
+    assert json.loads(found)["rate"] == result.rate_used
+
+    named, ids = work_in(tmp_path / "named", *AUTO, f"train.learning_rate={result.rate_used}")
+    same_rate = next(trial for trial in ids if trial.values["dropout"] == 0.0)
+    assert worker.submit(train, same_rate, named).result().digests == result.digests
+
+    again, _ = work_in(tmp_path / "two", *AUTO)
+    process = multiprocessing.get_context("spawn").Process(target=train_and_die_in_the_range_test, args=(one, again))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "two" / "rates").exists()
+    assert worker.submit(train, other, again).result().rate_used == result.rate_used
+    assert (tmp_path / "two" / "rates" / file.name).read_bytes() == found
+
+    file.write_bytes(found.replace(b'"rate":', b'"rate":1', 1))
+    resumed, said = worker.submit(train_and_listen, other, work).result()
+    assert resumed.rate_used == result.rate_used
+    assert "was damaged, and is made anew" in said[0]
+    assert file.read_bytes() == found
