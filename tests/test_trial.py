@@ -612,51 +612,47 @@ def test_a_new_metric_is_one_row_and_one_function(worker: ProcessPoolExecutor, t
     assert all(0.5 < epoch.figures["val_sure"] <= 1 for epoch in result.history)
 
 
-AUTO = ("train.learning_rate=auto", "grid={batch_size: [8], epochs: [1], dropout: [0.0, 0.5]}")
+AUTO = ("train.learning_rate=auto", "augment={}", "grid={batch_size: [8], epochs: [1], dropout: [0.0, 0.5]}")
 
 
-def train_and_die_in_the_range_test(trial: Trial, work: WorkerContext) -> None:
-    """Be killed as the machine's power would do it, at the fourth rate."""
-    start_worker()
+def stop_in_the_range_test(trial: Trial, work: WorkerContext) -> Result | None:
+    """The worker is told to stop after three rates."""
+    from orchestrator.data.arrays import Stopped
     from orchestrator.train import rates
 
     loss_at, tried = rates._loss_at, itertools.count()
 
-    def die_at_the_fourth(*args: object) -> float | None:
+    def stop_at_the_fourth(*args: object) -> float | None:
         if next(tried) == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
+            raise Stopped
         return loss_at(*args)
 
-    rates._loss_at = die_at_the_fourth
-    train(trial, work)
+    rates._loss_at = stop_at_the_fourth
+    try:
+        return train(trial, work)
+    finally:
+        rates._loss_at = loss_at
 
 
-def test_a_rate_that_is_found_is_the_same_wherever_it_is_found(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
-    """Killed in the range test, made by another trial, or damaged: equal bytes; and what it trains is what it names."""
+def test_a_rate_is_the_same_wherever_it_is_found(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
+    """By another trial, after a stop, or anew because its file was damaged: equal bytes; and it trains as if named."""
     work, trials = work_in(tmp_path / "one", *AUTO)
     one, other = sorted(trials, key=lambda trial: trial.values["dropout"])
     assert one.rate_test == other.rate_test
     result = worker.submit(train, one, work).result()
     assert result.status == "ok", result.error
-    file = tmp_path / "one" / "rates" / f"{one.rate_test}.json"
-    found = file.read_bytes()
+    found = (tmp_path / "one" / "rates" / f"{one.rate_test}.json").read_bytes()
     assert json.loads(found)["rate"] == result.rate_used
 
-    named, ids = work_in(tmp_path / "named", *AUTO, f"train.learning_rate={result.rate_used}")
-    same_rate = next(trial for trial in ids if trial.values["dropout"] == 0.0)
+    named, trials = work_in(tmp_path / "named", *AUTO, f"train.learning_rate={result.rate_used}")
+    (same_rate,) = (trial for trial in trials if trial.values["dropout"] == 0)
     assert worker.submit(train, same_rate, named).result().digests == result.digests
 
     again, _ = work_in(tmp_path / "two", *AUTO)
-    process = multiprocessing.get_context("spawn").Process(target=train_and_die_in_the_range_test, args=(one, again))
-    process.start()
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
-    assert not (tmp_path / "two" / "rates").exists()
-    assert worker.submit(train, other, again).result().rate_used == result.rate_used
-    assert (tmp_path / "two" / "rates" / file.name).read_bytes() == found
-
-    file.write_bytes(found.replace(b'"rate":', b'"rate":1', 1))
-    resumed, said = worker.submit(train_and_listen, other, work).result()
-    assert resumed.rate_used == result.rate_used
-    assert "was damaged, and is made anew" in said[0]
-    assert file.read_bytes() == found
+    key = f"rates/{one.rate_test}.json"
+    again.run.store.write(key, found.replace(b'"rate":', b'"rate":1', 1))
+    assert worker.submit(stop_in_the_range_test, other, again).result() is None
+    result, said = worker.submit(train_and_listen, other, again).result()
+    assert result.rate_used == json.loads(found)["rate"]
+    assert said[0].endswith("was damaged, and is made anew")
+    assert again.run.store.read(key) == found

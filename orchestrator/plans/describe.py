@@ -183,7 +183,8 @@ def _rate_lines(plan: Plan) -> Iterator[str]:
     if not (tests := plan.rate_tests):
         return
     steps, trials = max(test.steps for test in tests), sum(test.trials for test in tests)
-    yield f"{plural(len(tests), 'range test')} of up to {steps} steps, for {plural(trials, 'trial')}: learning_rate auto"
+    count, served = plural(len(tests), "range test"), plural(trials, "trial")
+    yield f"{count} of up to {steps} steps, for {served}: learning_rate auto"
     for test in tests[:8]:
         yield f"{test.id}  about {clock(test.core_s)} for {plural(test.trials, 'trial')}: {label(test.values)}"
     if len(tests) > 8:
