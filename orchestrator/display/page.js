@@ -810,7 +810,7 @@ function rateChart() {
       { x: test.rates, y: test.losses, name: plain(test.text), mode: "lines+markers", line: { color: test.colour, dash: test.dash, width: 2 }, marker: { size: 5 }, hoverinfo: "text", hovertext: test.rates.map((rate, i) => plain(`${test.text}: loss ${show("loss", test.losses[i])} at ${rate}`)) },
       { x: [test.rate], y: [nearest(test)], mode: "markers", showlegend: false, marker: { size: 13, symbol: "circle-open", color: test.colour, line: { width: 3 } }, hoverinfo: "text", hovertext: plain(`${test.text}: ${test.rate}`) },
     ]),
-    layout: { showlegend: true, legend: { orientation: "h", y: -0.25 }, xaxis: { title: title("learning rate"), type: "log", exponentformat: "power" }, yaxis: { title: title("loss") } },
+    layout: { showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, xaxis: { title: title("learning rate"), type: "log", exponentformat: "power" }, yaxis: { title: title("loss") } },
     says: `learning rates found: ${lines.map(({ text, rate }) => `${text}: ${rate}`).join("; ")}`,
   };
 }
