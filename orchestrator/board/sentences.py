@@ -160,10 +160,9 @@ def _say_rates(verdict: Verdict) -> list[str]:
     if verdict.one_rate:
         why = "all batch sizes were trained with one learning_rate, which does not suit all of them"
         return [f"{why}: set it to auto, make it an axis too, or set lr_scale"]
-    rate = verdict.best.rate
-    return (
-        [] if rate is None else [f"the learning rate of the best was {rate:g}: train.learning_rate={rate:g} names it"]
-    )
+    if (rate := verdict.best.rate) is None:
+        return []
+    return [f"the best was trained at a learning rate of {rate:g}: a spec can name it as train.learning_rate"]
 
 
 def _difference(value: float, metric: str) -> str:
