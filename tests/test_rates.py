@@ -134,7 +134,9 @@ def test_the_board_has_the_rate_that_was_found() -> None:
     }
     assert by_config(board)["rate_used"].to_pylist() == [0.0021, 0.0021, None, None]
     said = verdict(board, build_history(found))
-    assert "the best was trained at a learning rate of 0.0021: a spec can name it as train.learning_rate" in sentences(said)
+    assert "the best was trained at a learning rate of 0.0021: a spec can name it as train.learning_rate" in sentences(
+        said
+    )
     assert said.tree()["rate_used"] == 0.0021
     assert "rate_used" not in board_of(planned(), {}).column_names
 
