@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -12,8 +13,10 @@ import typer
 from orchestrator.driver.lay_out import Options
 from orchestrator.driver.line import orchestrate
 from orchestrator.driver.signals import on_signals
+from orchestrator.driver.suggesting import added_points
 from orchestrator.errors import (
     INTERRUPTED,
+    BadInput,
     end_whoever_reads,
     error_document,
     exit_at_once,
@@ -41,7 +44,18 @@ def main(
     data: Annotated[str | None, typer.Option(metavar="URI", help="Images: a folder or s3:// address.")] = None,
     output: Annotated[str | None, typer.Option(metavar="URI", help="Where the run folder goes.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run and its folder.")] = None,
+    points: Annotated[
+        list[str] | None,
+        typer.Option("--points", metavar="FILE", help="Add the points in a file, as --suggest writes it. Repeatable."),
+    ] = None,
+    suggest: Annotated[
+        int | None,
+        typer.Option("--suggest", min=1, metavar="N", help="Suggest N points to train next, and train nothing."),
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be trained, and train nothing.")] = False,
+    show: Annotated[
+        str | None, typer.Option(metavar="PNG", help="With --plan: draw training images as they are augmented.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document: see docs/json.md.")] = False,
     share_epochs: Annotated[bool, typer.Option(help="Points that differ only in epochs share one trial.")] = True,
     takeover: Annotated[bool, typer.Option("--takeover", help="Take the run over from another driver.")] = False,
@@ -82,12 +96,24 @@ def main(
     with exit_on_bad_input(), on_signals(leave):
         folder = os.path.dirname(spec or "") or "."
         options = Options(plan, as_json, share_epochs, takeover, keep, mlflow, keep_checkpoints, folder, serve)
-        if not plan:
+        options = replace(options, show=show, suggest=suggest, again=_without_suggest(sys.argv[1:]))
+        if show and not plan:
+            raise BadInput("--show must stand with --plan: the page of a run shows the same picture")
+        if not plan and not suggest:
             end_whoever_reads()
-        status = orchestrate(read_spec(spec, overrides), options)
+        status = orchestrate(read_spec(spec, overrides, added_points(points or [])), options)
         if status == INTERRUPTED:
             say_how_to_go_on()
         raise SystemExit(status)
+
+
+def _without_suggest(arguments: list[str]) -> str:
+    """The command that was typed, but for what makes it suggest and print JSON."""
+    places = [i for i, each in enumerate(arguments) if each == "--suggest"]
+    dropped = {*places, *(i + 1 for i in places)}
+    kept = [each for i, each in enumerate(arguments) if i not in dropped and each != "--json"]
+    kept = [each for each in kept if not each.startswith("--suggest=")]
+    return shlex.join(["python", "-m", "orchestrator.grid", *kept])
 
 
 if __name__ == "__main__":

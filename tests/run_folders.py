@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,14 +27,19 @@ HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 NASTY = f"</script><!--<script>{HOSTILE}\u2028${{1}}{{{{data}}}}%{{x}}&lt;"  # whatever a page may trip over
 
 
-def write_run(uri: str, grid: dict[str, list], seeds: tuple[int, ...] = (0,), epochs: int = 12, fail: int = 0) -> Run:
+def write_run(
+    uri: str, grid: dict[str, Any], seeds: tuple[int, ...] = (0,), epochs: int = 12, fail: int = 0, drawn: int = 0
+) -> Run:
     """A run whose accuracy grows with the batch size and falls with dropout; it overfits from two thirds on.
 
     Axes that are not settings are arguments of the model. fail: how many of the last trials fail, with a hostile error.
+    drawn: how many points a sample draws.
     """
     spec = load_spec(
         yaml.safe_dump(
-            {"name": "cats", "data": {"uri": "images"}, "grid": grid, "seeds": list(seeds)}, allow_unicode=True
+            {"name": "cats", "data": {"uri": "images"}, "grid": grid, "seeds": list(seeds)}
+            | ({"sample": {"points": drawn}} if drawn else {}),
+            allow_unicode=True,
         ),
         [] if "epochs" in grid else [f"train.epochs={epochs}"],
     )

@@ -189,6 +189,11 @@ def digests(result: Result | str) -> dict[int, str]:
             "training_images must be at most 40, as so many images train, got 60",
         ),
         ({"grid": {"rotation_deg": [0, 30]}}, "augment must be left out with backbone.views 1"),
+        ({"grid": {"preset": ["none", "light"]}}, "augment must be left out with backbone.views 1"),
+        (
+            {"augment": {"cutmix": 1}},
+            "cutmix must be 0 with a backbone, whose features have no place to put a box, got 1",
+        ),
         ({"grid": {"fine_tune_learning_rate": [1e-4]}}, "must have points that unfreeze: add one, such as unfreeze"),
         (
             {"grid": {"backbone": ["none", "{files}/small.keras"], "unfreeze": [0, 2]}},
@@ -404,6 +409,22 @@ def test_views_are_trained_on_in_turn(tmp_path: Path, files: Path, worker: Proce
     assert ends[0] == ends[2]
     assert ends[1] != ends[3]
     assert len(list((tmp_path / "run" / "features").glob("*.json"))) == 3
+
+
+def test_features_are_mixed_like_images(tmp_path: Path, files: Path, worker: ProcessPoolExecutor):
+    """mixup of what the head takes: other weights, the same in pieces, from features that there are already."""
+    cache = str(tmp_path / "node")
+    plain, mixed = (
+        context_of(tmp_path / name, files, grid={"batch_size": [8], "mixup": [mixup], "epochs": [2]})
+        for name, mixup in (("run", 0.0), ("run", 0.4))
+    )
+    ends = [
+        digests(worker.submit(train, plan.trials[0], context, cache).result()[0]) for context, plan in (plain, mixed)
+    ]
+    assert ends[0] != ends[1]
+    assert len(list((tmp_path / "run" / "features").glob("*.json"))) == 1
+    again, plan = context_of(tmp_path / "again", files, augment={"mixup": 0.4}, grid={"batch_size": [8], "epochs": [2]})
+    assert worker.submit(fine_tune_in_pieces, plan.trials[0], again).result() == ends[1]
 
 
 def trial_digests(run: Path) -> dict[str, dict[str, str]]:

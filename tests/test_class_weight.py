@@ -90,8 +90,13 @@ def test_what_is_no_weight_is_one_line(path: str, value: str) -> None:
         load_spec(GRID, [path.replace("{}", value)])
 
 
-def train_beside_keras(classes: int, precision: str) -> tuple[dict[str, float], dict[str, float], float]:
-    """What our step and Keras' fit sum up over the same batches, and the largest difference of a weight after them."""
+def train_beside_keras(
+    classes: int, precision: str, mixes: bool = False
+) -> tuple[dict[str, float], dict[str, float], float]:
+    """What our step and Keras' fit sum up over the same batches, and the largest difference of a weight after them.
+
+    mixes: each example has two labels, which Keras takes as mixed one-hot ones, and no weights.
+    """
     import keras
     import tensorflow as tf
 
@@ -107,16 +112,27 @@ def train_beside_keras(classes: int, precision: str) -> tuple[dict[str, float], 
     theirs.set_weights(model.get_weights())
     random = np.random.default_rng(0)
     x, y = random.normal(size=(44, 6)).astype("float32"), random.integers(0, classes, 44)
-    weights = np.array([1, 19, 0.5, 0][:classes], np.float32)
+    weights = None if mixes else np.array([1, 19, 0.5, 0][:classes], np.float32)
+    others, share = random.integers(0, classes, 44), random.random(44, np.float32)
     optimizer, sums = make_optimizer(Train(precision=precision, learning_rate=0.01)), tf.Variable(no_sums())
     optimizer.build(model.trainable_variables)
     step = tf.function(training_step(model, optimizer, sums, weights))
-    labels = tf.constant(y[:, None], tf.float32) if classes == 2 else tf.constant(y, tf.int32)
+    labels, other_labels = (
+        tf.constant(each[:, None], tf.float32) if classes == 2 else tf.constant(each, tf.int32) for each in (y, others)
+    )
+    parts = [tf.constant(x), labels, *([other_labels, tf.constant(share)] if mixes else [])]
     for start in range(0, 44, 8):  # the last batch is a smaller one
-        step(tf.constant(x[start : start + 8]), labels[start : start + 8])
-    loss = "binary_crossentropy" if classes == 2 else "sparse_categorical_crossentropy"
-    theirs.compile(keras.optimizers.Adam(0.01), loss)
-    fit = theirs.fit(x, y, 8, shuffle=False, verbose=0, class_weight=dict(enumerate(weights.tolist())))
+        step(*(part[start : start + 8] for part in parts))
+    loss, class_weight = "sparse_categorical_crossentropy", None
+    if mixes:
+        one_hot = np.eye(classes, dtype=np.float32)
+        y = share[:, None] * one_hot[y] + (1 - share[:, None]) * one_hot[others]
+        loss, y = ("binary_crossentropy", y[:, 1:]) if classes == 2 else ("categorical_crossentropy", y)
+    else:
+        class_weight = dict(enumerate(weights.tolist()))
+        loss = "binary_crossentropy" if classes == 2 else loss
+    theirs.compile(keras.optimizers.Adam(0.01), loss, weighted_metrics=["accuracy"] if mixes else None)
+    fit = theirs.fit(x, y, 8, shuffle=False, verbose=0, class_weight=class_weight)
     apart = max(float(np.abs(a - b).max()) for a, b in zip(model.get_weights(), theirs.get_weights(), strict=True))
     return Sums(*sums.numpy().tolist())._asdict(), fit.history, apart
 
@@ -128,6 +144,17 @@ def test_it_weighs_as_keras_does(worker: ProcessPoolExecutor, classes: int, prec
     assert apart < (1e-5 if precision == "float32" else 1e-3)
     assert sums["objective"] / sums["images"] == pytest.approx(history["loss"][0], rel=1e-5 if apart < 1e-5 else 1e-2)
     assert sums["loss"] < 0.7 * sums["objective"]  # the loss itself stays unweighted
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_mixed_labels_are_trained_on_as_by_keras(worker: ProcessPoolExecutor, classes: int) -> None:
+    """The same weights and mean loss as model.fit on mixed one-hot labels; right is the label that counts for more."""
+    sums, history, apart = worker.submit(train_beside_keras, classes, "float32", True).result()
+    assert apart < 1e-5
+    assert sums["objective"] / sums["images"] == pytest.approx(history["loss"][0], rel=1e-5)
+    assert sums["images"] == 44
+    if classes > 2:  # of two, Keras compares the mixed label itself
+        assert sums["correct"] / sums["images"] == pytest.approx(history["accuracy"][0])
 
 
 GRAINS = """

@@ -1,6 +1,8 @@
 """End to end: a grid on a folder, on a bucket and as a job, and its page in a browser. tests/integration has more."""
 
+import base64
 import contextlib
+import io
 import json
 import os
 import re
@@ -19,6 +21,7 @@ import pytest
 from cluster import Head, submit
 from grids import assert_the_winner_is_there, board, grid, results
 from images import class_folder, fill
+from PIL import Image
 
 from orchestrator.store import open_store
 
@@ -50,6 +53,13 @@ def test_every_point_is_one_row_and_ok(shirts: Path) -> None:
     assert duckdb.sql(f"select point_id from '{file}' order by rank").df().point_id.tolist() == list(table.point_id)
     assert json.loads(pq.read_schema(file).metadata[b"orchestrator"])["schema_version"] == 2
     assert_the_winner_is_there(shirts)
+
+
+def test_the_page_shows_images_as_they_are_trained_on(shirts: Path) -> None:
+    """A worker drew them beside its first trial."""
+    webp = (shirts / "samples.webp").read_bytes()
+    assert Image.open(io.BytesIO(webp)).width > 500
+    assert base64.b64encode(webp).decode() in (shirts / "report.html").read_text()
 
 
 def test_points_that_differ_only_in_epochs_share_a_trial(shirts: Path) -> None:
@@ -105,7 +115,7 @@ def test_the_page_is_drawn_in_a_browser(shirts: Path, visit: Callable) -> None:
     page = visit(shirts / "report.html")
     page.locator("#count", has_text="4 of 4 points").wait_for()
     assert page.locator("#points tbody tr").count() == 4
-    charts = page.locator(".chart").all()
+    charts = page.locator(".chart:visible").all()
     for chart in charts:
         chart.scroll_into_view_if_needed()
         chart.locator(".main-svg, .why").first.wait_for()

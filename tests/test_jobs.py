@@ -20,6 +20,7 @@ POINTS = {
     "my_model.yaml": 4,
     "notebook.yaml": 3,
     "race.yaml": 72,
+    "ranges.yaml": 128,
 }
 
 
@@ -43,9 +44,13 @@ def places(folder: Path, name: str) -> list[str]:
 
 
 def shrunk(spec: Path, folder: Path) -> Path:
-    """Two values of the first axis, one of each other, one epoch, one seed; every single point, for one epoch."""
+    """Two values of the first axis, one of each other, or two draws; every single point; one epoch, one seed."""
     tree = yaml.safe_load(spec.read_text())
-    tree["grid"] = {name: values[-1 if i else -2 :] for i, (name, values) in enumerate(tree.get("grid", {}).items())}
+    if "sample" in tree:
+        tree["sample"]["points"] = 2
+    else:
+        lists = enumerate(tree.get("grid", {}).items())
+        tree["grid"] = {name: values[-1 if i else -2 :] for i, (name, values) in lists}
     if "epochs" in tree["grid"]:
         tree["grid"]["epochs"] = [1]
     tree["points"] = [{**point, "epochs": 1} for point in tree.get("points", [])]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from run_folders import add_winner, write_run
 from orchestrator import calibrate, submit
 from orchestrator.documents import document, finite
 from orchestrator.driver.outcome import Outcome
+from orchestrator.driver.suggesting import added_points
 from orchestrator.plans.forecast import FIRST_GUESS
+from orchestrator.spec.reading import read_spec
 
 ROOT = Path(__file__).parents[1]
 EVENT = re.compile(r"^\| `([a-z]+\.[a-z_]+)` \| [^|]*\| ([^|]+) \|$", re.MULTILINE)
@@ -144,6 +147,26 @@ def test_a_grid_and_what_its_model_says(shirts: Path, tmp_path: Path) -> None:
     status, found, said = command("predict", "runs/shirts", "own", "--labelled", cwd=tmp_path)
     assert (status, found["labelled"]["figures"]["accuracy"]["value"], said) == (0, 0.5, "")
     assert {image["label"] for image in found["images"]} == {"shirt", "t-shirt"}
+
+
+def test_a_suggestion_is_kept_and_becomes_points(shirts: Path, tmp_path: Path) -> None:
+    """The same board gives the same, kept once; the file as it stands adds them to the plan, which says their price."""
+    pytest.importorskip("optuna")
+    shutil.copytree(shirts, tmp_path / "runs" / "shirts")
+    there = ", ".join(f"{{batch_size: {size}, epochs: {epochs}}}" for size in (32, 64) for epochs in (1, 2))
+    grid = ["grid={batch_size: {from: 30, to: 70}, epochs: [1, 2]}", "sample={points: 2}", f"points=[{there}]"]
+    settings = [part for each in grid for part in ("--set", each)]
+    status, found, said = command("grid", *settings, "--suggest", "2", cwd=tmp_path)
+    assert (status, found["learned_from"], said) == (0, 2, "")
+    assert [point["epochs"] for point in found["points"]] == [1, 2, 1, 2]
+    assert found["forecast"]["nodes"][0]["seconds"] > 0
+    file = tmp_path / "runs" / "shirts" / "suggested" / "1.yaml"
+    assert shlex.split(found["command"]) == ["python", "-m", "orchestrator.grid", *settings, "--points", str(file)]
+    again = command("grid", *settings, "--suggest=2", cwd=tmp_path)[1]
+    assert (again["points"], again["file"]) == (found["points"], found["file"])
+    spec = read_spec(None, grid, added_points([str(file)]))
+    assert spec.points[4:] == found["points"]
+    assert read_spec(None, [*grid[:2], f"points={json.dumps(spec.points)}"], added_points([str(file)])) == spec
 
 
 def test_a_calibration_and_a_job(

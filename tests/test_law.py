@@ -24,7 +24,7 @@ FLOORS = [
     {"plans"},
     {"runs"},
     {"board"},
-    {"display", "tracking", "race"},
+    {"display", "tracking", "race", "suggest"},
     {"train"},
     {"cluster"},
     {"driver"},
@@ -33,7 +33,7 @@ FLOORS = [
 DOORS = {"grid", "leaderboard", "report", "predict", "pack", "calibrate", "submit", "export"}
 OWNERS = {  # library -> the wings and files that may import it at all
     "ray": {"cluster"},
-    "tensorflow": {"train", "data.stream", "data.pipeline"},
+    "tensorflow": {"train", "data.stream", "data.augmentation", "data.pipeline"},
     "keras": {"train", "api.opened"},
     "boto3": {"store.aws"},
     "botocore": {"store.aws"},
@@ -46,9 +46,10 @@ OWNERS = {  # library -> the wings and files that may import it at all
     "onnx": {"train.conversion"},
     "tf2onnx": {"train.conversion"},
     "onnxruntime": {"train.conversion"},
+    "optuna": {"suggest"},
 }
 PURE = ("spec", "plans", "board", "race", "words", "documents", "errors", "metrics", "runs.result", "runs.threshold")
-IO = {"ray", "tensorflow", "keras", "boto3", "botocore", "obstore", "tensorboardX", "mlflow", "typer", "rich"}
+IO = {"ray", "tensorflow", "keras", "boto3", "botocore", "obstore", "tensorboardX", "mlflow", "optuna", "typer", "rich"}
 ROOMS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in ROOT.rglob("*.py")

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from run_folders import board_of
 
-from orchestrator.board.sentences import sentences
+from orchestrator.board.sentences import sentences, so_far
 from orchestrator.board.table import COLUMNS, SCHEMA_VERSION, build_board, build_history, facts
 from orchestrator.board.views import by_config, compare_runs, effects, sort_board, verdict, where
 from orchestrator.display import leaderboard as room
@@ -523,6 +523,22 @@ def test_one_seed_has_no_interval_and_no_verdict():
     rows = by_config(grid_board({(5, 0.0): [0.9], (10, 0.0): [0.8]})).to_pylist()
     assert [row["verdict"] for row in rows] == ["best", None]
     assert [row["score_std"] for row in rows] == [None, None]
+
+
+def test_while_a_run_goes_on_a_line_says_what_leads_and_of_how_many_points():
+    """With others that may be as good, where seeds tell that, and what is not trained yet."""
+    found = verdict(
+        grid_board({(5, 0.0): [0.9, 0.8], (10, 0.0): [0.8, 0.9], (20, 0.0): [0.1, 0.01]}), build_history({})
+    )
+    counts = {"ok": 6, "stopped": 0, "failed": 0, "not_trained": 3}
+    line = so_far(found, counts)
+    assert line.startswith("so far: batch_size=5 dropout=0.0 epochs=1, 0.8500 ± ")
+    assert line.endswith(" of 6 of 9 points; 1 of 2 others may be as good; 3 not trained yet")
+    one = verdict(grid_board({(5, 0.0): [0.9]}), build_history({}))
+    assert (
+        so_far(one, {**counts, "ok": 1, "not_trained": 0})
+        == "so far: batch_size=5 dropout=0.0 epochs=1, 0.9000 of 1 of 1 point"
+    )
 
 
 def test_effects_say_which_axis_matters():

@@ -96,6 +96,17 @@ def test_a_failed_trial_says_why(plan: Plan) -> None:
     assert out.getvalue().startswith("trial 1/2 failed: Diverged: [red] at once  ")
 
 
+def test_the_verdict_so_far_is_said_as_another_leads(plan: Plan) -> None:
+    """On a terminal it is always there, in a log where it names another configuration."""
+    out = io.StringIO()
+    with Progress(plan, plan.trials, "val_loss", 1, Console(file=out, width=200)) as progress:
+        progress.leads("batch_size=5", "so far: batch_size=5, 0.7 of 1 of 3 points")
+        progress.leads("batch_size=5", "so far: batch_size=5, 0.7 of 2 of 3 points")
+        progress.leads("batch_size=10", "so far: batch_size=10, 0.8 of 3 of 3 points")
+    starts = [line.split(",")[0] for line in out.getvalue().splitlines()]
+    assert starts == ["so far: batch_size=5", "so far: batch_size=10"]
+
+
 def test_a_race_counts_what_it_stopped_and_what_goes_on(plan: Plan) -> None:
     """A leg is no end; what was stopped counts as done until it starts again."""
     out = io.StringIO()

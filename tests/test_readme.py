@@ -20,7 +20,7 @@ from images import class_folder, encoded, fill, picture
 
 from orchestrator.spec.code import read_code
 from orchestrator.spec.reading import load_spec
-from orchestrator.spec.sections import Augment, Backbone, Budget, Data, Notify, Race, Resources, Spec, Train
+from orchestrator.spec.sections import Augment, Backbone, Budget, Data, Notify, Race, Resources, Sample, Spec, Train
 from orchestrator.store import open_store
 
 ROOT = Path(__file__).parents[1]
@@ -178,13 +178,13 @@ def test_the_specs_are_valid() -> None:
     """The first is the one that runs without a spec."""
     default, *others = blocks("yaml")
     assert (ROOT / "orchestrator" / "default.yaml").read_text().endswith(default)
-    assert [load_spec(each).name for each in others] == ["pets", "heads", "race"]
+    assert [load_spec(each).name for each in others] == ["pets", "heads", "ranges", "race"]
 
 
 def test_every_field_of_a_spec_is_in_its_table() -> None:
     """Under its own name, beside the others of its section."""
     table = " ".join(re.findall(r"^\| (`.*?) \|", TEXT, re.MULTILINE))
-    for section in (Spec, Data, Augment, Backbone, Train, Race, Resources, Budget, Notify):
+    for section in (Spec, Data, Augment, Backbone, Train, Sample, Race, Resources, Budget, Notify):
         for field in section.model_fields:
             assert re.search(rf"[`.]{field}\b", table), field
 

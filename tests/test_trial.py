@@ -215,12 +215,18 @@ def test_what_a_trial_reached_stays_when_it_fails(
 
 
 @pytest.mark.slow
-def test_images_on_the_device_are_the_same_images(undisturbed: Result, tmp_path: Path) -> None:
+@pytest.mark.parametrize("augment", [None, "{preset: strong, mixup: 0.4, cutmix: 1}"])
+def test_images_on_the_device_are_the_same_images(
+    undisturbed: Result, worker: ProcessPoolExecutor, tmp_path: Path, augment: str | None
+) -> None:
     """What a GPU does in place of tf.data: the same order and changes, but for how another graph rounds."""
-    work, (trial,) = work_in(tmp_path)
+    work, (trial,) = work_in(tmp_path / "resident", *([f"augment={augment}"] if augment else []))
     with new_worker() as pool:
         result = pool.submit(train_resident, trial, work).result()
     assert result.status == "ok", result.error
+    if augment:
+        piped, _ = work_in(tmp_path / "piped", f"augment={augment}")
+        undisturbed = worker.submit(train, trial, piped).result()
     assert result.history[0].metrics["loss"] == pytest.approx(undisturbed.history[0].metrics["loss"], rel=1e-4)
     assert result.history[2].metrics["val_loss"] == pytest.approx(undisturbed.history[2].metrics["val_loss"], rel=0.02)
 
@@ -249,19 +255,20 @@ def test_a_killed_trial_goes_on_exactly(
 @pytest.mark.parametrize(
     "setting",
     [
-        "precision=mixed_bfloat16",
-        "precision=mixed_float16",
-        "optimizer=adamw",
-        "class_weight=balanced",
-        "learning_rate=auto",
-        "lr_scale=sqrt",
+        "train.precision=mixed_bfloat16",
+        "train.precision=mixed_float16",
+        "train.optimizer=adamw",
+        "train.class_weight=balanced",
+        "train.learning_rate=auto",
+        "train.lr_scale=sqrt",
+        "augment={preset: strong, mixup: 0.4, cutmix: 1}",
     ],
 )
 def test_whatever_it_trains_with_a_killed_trial_goes_on_exactly(
     worker: ProcessPoolExecutor, tmp_path: Path, setting: str
 ) -> None:
-    """Half-size numbers, whose losses are scaled, an optimizer with other state, and weights of classes."""
-    settings = (f"train.{setting}", "grid.epochs=[2]", "train.checkpoint_every_s=0.001")
+    """Half-size numbers, whose losses are scaled, an optimizer with other state, weights of classes, mixed images."""
+    settings = (setting, "grid.epochs=[2]", "train.checkpoint_every_s=0.001")
     work, (trial,) = work_in(tmp_path / "killed", *settings)
     kill_in_mid_epoch(trial, work, 1)
     quiet, _ = work_in(tmp_path / "quiet", *settings)

@@ -51,11 +51,15 @@ def _put(tree: dict[str, Any], name: str, value: Any) -> None:
     elif name in Spec.model_fields and not (name in AXIS_PATHS and _are_several(name, value)):
         tree[name] = _copied(value) if isinstance(value, Mapping) else os.fspath(value) if name == "output" else value
     else:  # an axis, of the model's own perhaps; whether there is one of this name is told later
-        tree["grid"] = {**(tree.get("grid") or {}), name: list(value) if _are_several(name, value) else [value]}
+        several = _are_several(name, value)
+        values = dict(value) if several and isinstance(value, Mapping) else list(value) if several else [value]
+        tree["grid"] = {**(tree.get("grid") or {}), name: values}
 
 
 def _are_several(name: str, value: Any) -> bool:
-    """Whether these are values of an axis, and not one: a size is a pair of numbers."""
+    """Whether these are values of an axis, or a range of them, and not one: a size is a pair of numbers."""
+    if isinstance(value, Mapping):
+        return {"from", "to"} <= value.keys()
     is_size = name == "image_size" and isinstance(value, list | tuple) and all(isinstance(each, int) for each in value)
     return isinstance(value, list | tuple | range) and not is_size
 

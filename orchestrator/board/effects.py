@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.board.estimates import Configuration
+from orchestrator.spec.ranges import Range
 
 _TIE = 1e-9
 _MOST_LEVELS = 200  # in a grid with holes, axes of more values are left out
@@ -45,6 +46,7 @@ class Effects:
         pairs: Pair of axes -> share that belongs to the two only together; empty unless exact.
         rest: Share that no axis explains by itself: pairs, higher interactions, and chance.
         tie: All configurations have the same score, so there is no variance to share out.
+        quartered: Axes of a range, whose levels are its quarters.
         exact: The configurations are a full grid, and this is its functional analysis of variance. Otherwise, the means
             come from an additive least-squares model, and a share is the covariance of the axis' part with the metric.
     """
@@ -53,24 +55,30 @@ class Effects:
     pairs: Mapping[tuple[str, str], float]
     rest: float
     tie: bool
+    quartered: tuple[str, ...]
     exact: bool
 
 
-def main_effects(ranked: Sequence[Configuration], axes: Sequence[str]) -> Effects | None:
+def main_effects(
+    ranked: Sequence[Configuration], axes: Sequence[str], ranges: Mapping[str, Range] | None = None
+) -> Effects | None:
     """What each axis does to the mean over the seeds; None where no axis has two values.
 
+    ranges: of the axes that a sample drew from; of these, a level is a quarter of the range.
     If the configurations are not a full grid, axes of more than 200 values are left out.
     """
-    levels = {axis: _ordered([each.values[axis] for each in ranked]) for axis in axes}
+    found = {axis: values_of(ranked, axis, ranges or {}) for axis in axes}
+    levels = {axis: list(dict.fromkeys(values[i] for i in in_order(ranked, axis))) for axis, values in found.items()}
     varied = [axis for axis in axes if len(levels[axis]) > 1]
-    exact = len(ranked) == math.prod(len(levels[axis]) for axis in varied)
+    quartered = tuple(axis for axis in varied if axis in (ranges or {}) and (ranges or {})[axis].edges)
+    exact = not quartered and len(ranked) == math.prod(len(levels[axis]) for axis in varied)
     if not exact:  # with holes in the grid, a single value of so many means nothing
         varied = [axis for axis in varied if len(levels[axis]) <= _MOST_LEVELS]
     if not varied:
         return None
     score = np.array([each.score.mean for each in ranked])
     numbers = {axis: {value: number for number, value in enumerate(levels[axis])} for axis in varied}
-    codes = {axis: np.array([numbers[axis][each.values[axis]] for each in ranked]) for axis in varied}
+    codes = {axis: np.array([numbers[axis][value] for value in found[axis]]) for axis in varied}
     centred = score - score.mean()
     total = float(centred @ centred)
     if total <= len(score) * _TIE**2:  # a sum of equal figures may differ in its last digit
@@ -105,7 +113,7 @@ def main_effects(ranked: Sequence[Configuration], axes: Sequence[str]) -> Effect
         pairs[a, b] = max(0.0, _share(float(means[both] @ centred), total) - share[a] - share[b])
     axis_effects.sort(key=lambda effect: -effect.share)
     rest = max(0.0, 1.0 - sum(share.values())) if total else 0.0
-    return Effects(tuple(axis_effects), pairs, rest, not total, exact)
+    return Effects(tuple(axis_effects), pairs, rest, not total, quartered, exact)
 
 
 def _additive(codes: Sequence[np.ndarray], centred: np.ndarray, exact: bool) -> list[np.ndarray]:
@@ -129,10 +137,18 @@ def _share(part: float, total: float) -> float:
     return min(max(part / total, 0.0), 1.0) if total > 0 else 0.0
 
 
-def _ordered(values: Sequence[Any]) -> list[Any]:
-    """Each value once: numbers ascending, anything else in the order of its first appearance."""
-    once = list(dict.fromkeys(values))
-    return sorted(once) if all(isinstance(value, int | float) for value in once) else once
+def values_of(ranked: Sequence[Configuration], axis: str, ranges: Mapping[str, Range]) -> list[Any]:
+    """The value of each configuration, or the quarter of the axis' range in which it lies."""
+    values = [each.values[axis] for each in ranked]
+    return [ranges[axis].part(value) for value in values] if axis in ranges else values
+
+
+def in_order(ranked: Sequence[Configuration], axis: str) -> list[int]:
+    """The places of all configurations: by their numbers ascending, anything else in the order of its appearance."""
+    values = [each.values[axis] for each in ranked]
+    places = list(range(len(ranked)))
+    numbers = all(isinstance(value, int | float) for value in values)
+    return sorted(places, key=values.__getitem__) if numbers else places
 
 
 def describe_effects(found: Effects, epochs: int | None = None) -> str:
@@ -141,6 +157,7 @@ def describe_effects(found: Effects, epochs: int | None = None) -> str:
     epochs: after how many they were taken, where a race has stopped some points then.
     """
     when = f"after {epochs} epochs, as far as the stopped points went; " if epochs else ""
+    when += f"of {', '.join(found.quartered)}, quarters of the range; " if found.quartered else ""
     if found.tie:
         return f"{when}all configurations score the same: no axis explains anything"
     pair, share = max(found.pairs.items(), key=lambda each: each[1], default=((), 0.0))

@@ -1,6 +1,7 @@
 """Sentences: the verdict as a person reads it. Pure."""
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 from orchestrator.board.chance import (
@@ -49,6 +50,19 @@ def sentences(verdict: Verdict) -> list[str]:
         *say_few(verdict.classes),
         *_say_curve(verdict),
     ]
+
+
+def so_far(verdict: Verdict, count: Mapping[str, int]) -> str:
+    """While a run goes on: which configuration leads, and what that is worth, in one line. count: points by status."""
+    others, best = len(verdict.ranked) - 1, verdict.best
+    line = f"so far: {best.label}, {spread(best.score)} of {count['ok']:,} of {plural(sum(count.values()), 'point')}"
+    if verdict.no_better:
+        line += f"; not shown to beat {always(verdict.classes)}"
+    elif others and (verdict.comparison.by_images or verdict.comparison.seeds > 1):
+        line += f"; {len(verdict.rivals)} of {plural(others, 'other')} may be as good"
+    stopped = f"; {count['stopped']:,} stopped" if count.get("stopped") else ""
+    left = count["not_trained"]
+    return f"{line}{stopped}; {left:,} not trained yet" if left else f"{line}{stopped}"
 
 
 def glance(verdict: Verdict) -> list[tuple[Sign, str]]:

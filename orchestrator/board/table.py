@@ -13,6 +13,7 @@ from orchestrator.plans.forecast import price
 from orchestrator.plans.points import Plan, Point
 from orchestrator.runs.result import Epoch, Result, best_epoch, ranked_by, read_off, restores_best, score, what_ranks
 from orchestrator.spec.axes import canonical
+from orchestrator.spec.ranges import Range, read_tree
 from orchestrator.spec.sections import Spec
 from orchestrator.words import plain
 
@@ -66,7 +67,8 @@ def build_board(
         _row(spec, point, results.get(point.trial_id), point.trial_id in running, why.get(point.trial_id))
         for point in plan.points
     ]
-    return ranked(rows, plan.axes, spec.metric, about)
+    drawn = {name: each.tree() for name, each in spec.ranges.items()}
+    return ranked(rows, plan.axes, spec.metric, {**({"ranges": drawn} if drawn else {}), **(about or {})})
 
 
 def ranked(
@@ -238,10 +240,16 @@ def _type(values: Sequence[Any]) -> pa.DataType:
     return pa.bool_() if kinds == {bool} else pa.string()
 
 
+def ranges(board: pa.Table) -> dict[str, Range]:
+    """The axes that a sample drew from a range."""
+    return {name: read_tree(tree) for name, tree in facts(board).get("ranges", {}).items()}
+
+
 def facts(board: pa.Table) -> dict[str, Any]:
     """schema_version, axes and metric: from the metadata, or from the columns if another tool wrote the table.
 
     Also `classes`, name of each class -> its validation images; older boards lack it.
+    Of a sample also `ranges`, axis -> the range that it drew from.
     Of a race also `race`, what it has to say; `looks`, how many times it may compare contenders; and `first_seed`.
     """
     if text := (board.schema.metadata or {}).get(b"orchestrator"):

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from orchestrator.board.comparison import compare
 from orchestrator.board.effects import describe_effects, main_effects
 from orchestrator.board.estimates import Configuration, configurations, draw_of
-from orchestrator.board.table import COLUMNS, facts, ranked, schema
+from orchestrator.board.table import COLUMNS, facts, ranges, ranked, schema
 from orchestrator.board.verdict import Verdict, judge
 from orchestrator.errors import BadInput
 from orchestrator.metrics import METRICS
@@ -175,7 +175,7 @@ def common_rung(board: pa.Table, history: pa.Table) -> tuple[pa.Table, int | Non
         row |= {"status": "ok", "score": best if metric.best_of else math.fsum(last) / len(last)}
     axes = [axis for axis in about["axes"] if axis != "epochs"]  # all have as many
     rows = [{name: value for name, value in row.items() if name != "epochs"} for row in first.values()]
-    return ranked(rows, axes, metric.name), epochs
+    return ranked(rows, axes, metric.name, {"ranges": about.get("ranges", {})}), epochs
 
 
 def _is_first(row: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
@@ -184,7 +184,9 @@ def _is_first(row: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
 
 
 def effects(board: pa.Table, history: pa.Table) -> tuple[pa.Table, str]:
-    """One row per axis and value, the axis that matters most first; and a sentence on what no axis explains.
+    """One row per axis and value, or quarter of a range, and a sentence on what no axis explains.
+
+    The axis that matters most comes first.
 
     share: the axis' part of the variance between configurations. The metric: its mean over the other axes; _std: of the
     configurations at that value. Raises BadInput if no axis has two values with points that are ok.
@@ -192,7 +194,7 @@ def effects(board: pa.Table, history: pa.Table) -> tuple[pa.Table, str]:
     about = facts(board)
     metric = about["metric"]
     board, epochs = common_rung(board, history)
-    found = main_effects(fold(board), facts(board)["axes"])
+    found = main_effects(fold(board), facts(board)["axes"], ranges(board))
     if found is None:
         raise BadInput("--effects must have an axis with two values whose points are ok, and this board has none")
     rows = [

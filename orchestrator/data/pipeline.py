@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from orchestrator.data.augmentation import Changes, changed, draw_mixes, draw_numbers, mixed, with_partners
 from orchestrator.data.stream import CHUNK, WINDOW_BYTES, Encoded, decode, thread_options
 from orchestrator.spec.backbones import VALIDATION_DRAW
 from orchestrator.spec.sections import Augment, Data
 
+Batch = tuple[tf.Tensor, ...]  # images and labels; where images are mixed, the others' labels and their own's share too
 _plain = tf.autograph.experimental.do_not_convert  # nothing needs AutoGraph, and looking takes time
 SCALE = 1 / 255  # from decoded pixels to the input of a model
 
@@ -46,18 +48,23 @@ class Source:
     threads: int
     encoded: Encoded | None = None
 
-    def lay_out_epoch(self, rows: tf.Tensor, epoch: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The epoch's order of `rows` ((n,) int64), and the matrices that augment the images ((images, 6))."""
+    def lay_out_epoch(self, rows: tf.Tensor, epoch: int | tf.Tensor) -> tuple[tf.Tensor, Changes]:
+        """The epoch's order of `rows` ((n,) int64), and the random changes of the images."""
         epoch = tf.cast(epoch, tf.int64)
-        matrices = _matrices(_draws(self, epoch), *self.data.image_size, self.augment)
-        return _shuffled(self, rows, epoch), matrices
+        return _shuffled(self, rows, epoch), self.changes(epoch, rows)
 
-    def batch_at(
-        self, order: tf.Tensor, matrices: tf.Tensor, first: tf.Tensor, size: int
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def changes(self, epoch: int | tf.Tensor, rows: tf.Tensor | None) -> Changes:
+        """The random changes of the images in an epoch. rows: those that others are mixed with; None: nothing is."""
+        images, size, key = self.labels.shape[0], self.data.image_size, (self.seed, epoch)
+        numbers = draw_numbers(self.augment, size, images, key)
+        return Changes(numbers, None if rows is None else draw_mixes(self.augment, size, rows, images, key))
+
+    def batch_at(self, order: tf.Tensor, changes: Changes, first: tf.Tensor, size: int) -> Batch:
         """What training_batches yields for `size` images from position `first` of the order, on the caller's device."""
         picked = order[first : first + size]
-        return _finish(self, matrices, picked, tf.gather(self.images, picked))
+        if changes.mixes:
+            picked = with_partners(picked, changes.mixes)
+        return finish(self, changes, picked, tf.gather(self.images, picked))
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ class FeatureSource:
         validation: (n, features) float32: the view that is validated on.
         labels: As in Source.
         device: TensorFlow's name of the one in whose memory they are.
+        augment: Of which only mixup counts here.
     """
 
     views: tuple[tf.Tensor, ...]
@@ -76,16 +84,24 @@ class FeatureSource:
     labels: tf.Tensor
     seed: int
     device: str
+    augment: Augment
 
-    def lay_out_epoch(self, rows: tf.Tensor, epoch: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """The epoch's order of `rows` ((n,) int64), and its view."""
-        return _in_random_order(rows, self.seed, tf.constant(epoch, tf.int64)), self.views[epoch % len(self.views)]
+    def lay_out_epoch(self, rows: tf.Tensor, epoch: int) -> tuple[tf.Tensor, Changes]:
+        """The epoch's order of `rows` ((n,) int64), and its view, with what is mixed."""
+        number = tf.constant(epoch, tf.int64)
+        mixes = draw_mixes(self.augment, (1, 1), rows, self.labels.shape[0], (self.seed, number))
+        return _in_random_order(rows, self.seed, number), Changes(self.views[epoch % len(self.views)], mixes)
 
-    def batch_at(self, order: tf.Tensor, view: tf.Tensor, first: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """(size, features) float32 and (size,) labels from position `first` of the order."""
+    def batch_at(self, order: tf.Tensor, view: Changes, first: tf.Tensor, size: int) -> Batch:
+        """(size, features) float32 and (size,) labels from position `first` of the order, and what Batch has else."""
         with tf.device(self.device):  # else all of them would be copied to a GPU that has no room for them
             picked = order[first : first + size]
-            return tf.gather(view, picked), tf.gather(self.labels, picked)
+            features, labels = tf.gather(view.numbers, picked), tf.gather(self.labels, picked)
+            if view.mixes is None:
+                return features, labels
+            others, share = tf.gather(view.mixes.partners, picked), tf.gather(view.mixes.share, picked)
+            features = features * share[:, None] + tf.gather(view.numbers, others) * (1 - share[:, None])
+            return features, labels, tf.gather(self.labels, others), share
 
 
 def training_batches(
@@ -94,7 +110,8 @@ def training_batches(
     """Batches of all epochs in one stream, from `start_step` on, which counts over all epochs.
 
     rows: positions of the training images.
-    Yields ((batch, height, width, 3) float32 in [0, 1], (batch,) labels); the last batch of an epoch may be smaller.
+    Yields ((batch, height, width, 3) float32 in [0, 1], (batch,) labels), and what Batch has else; the last batch of an
+    epoch may be smaller.
     """
     steps = math.ceil(len(rows) / batch_size)
     rows = tf.constant(rows, tf.int64)
@@ -102,8 +119,8 @@ def training_batches(
     @_plain
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         first = tf.where(epoch == start_step // steps, tf.constant(start_step % steps, tf.int64), 0)
-        order, matrices = source.lay_out_epoch(rows, epoch)
-        return _batches(source, order[first * batch_size :], batch_size, matrices)
+        order, changes = source.lay_out_epoch(rows, epoch)
+        return _batches(source, order[first * batch_size :], batch_size, changes)
 
     return (
         tf.data.Dataset.range(start_step // steps, epochs)
@@ -120,22 +137,22 @@ def validation_batches(source: Source, rows: np.ndarray, batch_size: int) -> tf.
 
 def view_batches(source: Source, rows: np.ndarray, batch_size: int, draw: int | None) -> tf.data.Dataset:
     """The same with the random changes that an epoch of the number `draw` has; None: as they are."""
-    matrices = None
-    if draw is not None:
-        matrices = _matrices(_draws(source, draw), *source.data.image_size, source.augment)
-    chain = _batches(source, tf.constant(rows, tf.int64), batch_size, matrices)
+    changes = None if draw is None else source.changes(draw, None)
+    chain = _batches(source, tf.constant(rows, tf.int64), batch_size, changes)
     return chain.prefetch(2).with_options(thread_options(source.threads))
 
 
-def _batches(source: Source, order: tf.Tensor, batch_size: int, matrices: tf.Tensor | None) -> tf.data.Dataset:
-    """Batches of the images in `order`, augmented by the matrices ((n, 6), one for every image of the source)."""
+def _batches(source: Source, order: tf.Tensor, batch_size: int, changes: Changes | None) -> tf.data.Dataset:
+    """Batches of the images in `order`, with these changes; None: as they are."""
+    if changes and changes.mixes:
+        order, batch_size = with_partners(order, changes.mixes), 2 * batch_size
     parallel = source.threads if source.threads > 1 else None  # batches stay in order either way
     if source.images is not None:
 
         @_plain
-        def pick(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def pick(step: tf.Tensor) -> Batch:
             picked = order[step * batch_size : (step + 1) * batch_size]
-            return _finish(source, matrices, picked, tf.gather(source.images, picked))
+            return finish(source, changes, picked, tf.gather(source.images, picked))
 
         steps = -(-tf.size(order, tf.int64) // batch_size)
         return tf.data.Dataset.range(steps).map(pick, num_parallel_calls=parallel)
@@ -147,18 +164,24 @@ def _batches(source: Source, order: tf.Tensor, batch_size: int, matrices: tf.Ten
         .unbatch()
         .map(_plain(lambda row, blob, turn: (row, decode(blob, turn, size, resize))), num_parallel_calls=parallel)
         .batch(batch_size)
-        .map(_plain(lambda picked, images: _finish(source, matrices, picked, images)))
+        .map(_plain(lambda picked, images: finish(source, changes, picked, images)))
     )
 
 
-def _finish(
-    source: Source, matrices: tf.Tensor | None, picked: tf.Tensor, images: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """The picked images, augmented and scaled, and their labels."""
-    if matrices is None:
+def finish(source: Source, changes: Changes | None, picked: tf.Tensor, images: tf.Tensor) -> Batch:
+    """The picked images, augmented and scaled, and their labels.
+
+    picked: (n,) int64, their rows; with partners, where images are mixed. images: (n, height, width, 3), any type.
+    """
+    if changes is None:
         augmented = tf.cast(images, tf.float32)
     else:
-        augmented = _resample(images, tf.gather(matrices, picked), source.augment)
+        augmented = changed(images, tf.gather(changes.numbers, picked), source.augment)
+        if changes.mixes:
+            own, others = picked[::2], picked[1::2]
+            _, level, box, share = (tf.gather(part, own) for part in changes.mixes)
+            labels, other_labels = tf.gather(source.labels, own), tf.gather(source.labels, others)
+            return mixed(augmented, level, box) * SCALE, labels, other_labels, share
     return augmented * SCALE, tf.gather(source.labels, picked)
 
 
@@ -184,77 +207,3 @@ def _shuffled(source: Source, rows: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
 def _in_random_order(values: tf.Tensor, seed: int, epoch: tf.Tensor) -> tf.Tensor:
     # -1 - epoch: with the epoch itself, the order would use the same random bits as the draws
     return tf.random.experimental.stateless_shuffle(values, tf.stack([tf.constant(seed, tf.int64), -1 - epoch]))
-
-
-def transform(batch: tf.Tensor, draws: tf.Tensor, augment: Augment) -> tf.Tensor:
-    """Rotate, shift and flip each image by its own draws, in one bilinear resampling.
-
-    batch: (batch, height, width, 3), any type. Returns float32 of the same scale.
-    draws: (batch, 4) in [0, 1): rotation, shift down, shift across, flip.
-    Ranges as in Keras' ImageDataGenerator: +-rotation_deg, +-shift of the side, a flip with probability one half.
-    """
-    return _resample(batch, _matrices(draws, batch.shape[1], batch.shape[2], augment), augment)
-
-
-def _resample(batch: tf.Tensor, matrices: tf.Tensor, augment: Augment) -> tf.Tensor:
-    if augment.rotation_deg or augment.width_shift or augment.height_shift or augment.horizontal_flip:
-        return _bilinear(batch, matrices, augment.fill)
-    return tf.cast(batch, tf.float32)
-
-
-# ImageProjectiveTransformV3 takes four times as long: it computes each coordinate again for every channel
-@tf.function(jit_compile=True, autograph=False)
-def _bilinear(batch: tf.Tensor, matrices: tf.Tensor, fill: str) -> tf.Tensor:
-    height, width = batch.shape[1:3]
-    y, x = tf.meshgrid(tf.range(height, dtype=tf.float32), tf.range(width, dtype=tf.float32), indexing="ij")
-    a, b, c, d, e, f = (matrices[:, i, None, None] for i in range(6))
-    source_x, source_y = a * x + b * y + c, d * x + e * y + f
-    left, top = tf.floor(source_x), tf.floor(source_y)
-    across, down = (source_x - left)[..., None], (source_y - top)[..., None]
-    column, row = tf.cast(left, tf.int32), tf.cast(top, tf.int32)
-    pixels = tf.reshape(batch, [-1, batch.shape[3]])
-    first = tf.range(tf.shape(batch)[0])[:, None, None] * (height * width)
-
-    def at(row: tf.Tensor, column: tf.Tensor) -> tf.Tensor:
-        row_inside, column_inside = _inside(row, height, fill), _inside(column, width, fill)
-        values = tf.cast(tf.gather(pixels, first + row_inside * width + column_inside), tf.float32)
-        if fill == "constant":
-            values *= tf.cast((row == row_inside) & (column == column_inside), tf.float32)[..., None]
-        return values
-
-    upper = at(row, column) * (1 - across) + at(row, column + 1) * across
-    lower = at(row + 1, column) * (1 - across) + at(row + 1, column + 1) * across
-    return upper * (1 - down) + lower * down
-
-
-def _inside(index: tf.Tensor, side: int, fill: str) -> tf.Tensor:
-    if fill == "wrap":
-        return index % side
-    if fill == "reflect":  # d c b a | a b c d | d c b a
-        index %= 2 * side
-        return tf.minimum(index, 2 * side - 1 - index)
-    return tf.clip_by_value(index, 0, side - 1)
-
-
-def _matrices(draws: tf.Tensor, height: int, width: int, augment: Augment) -> tf.Tensor:
-    """(batch, 6): where each output pixel (column, row) is read from; flip, rotation and shift combined."""
-    angle, down, across, flip = tf.unstack(draws, axis=1)
-    angle = (2 * angle - 1) * (augment.rotation_deg * math.pi / 180)
-    down = (2 * down - 1) * (augment.height_shift * height)
-    across = (2 * across - 1) * (augment.width_shift * width)
-    mirror = tf.where(flip < 0.5, -1.0, 1.0) if augment.horizontal_flip else tf.ones_like(flip)
-    middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
-    cos, sin = tf.cos(angle), tf.sin(angle)
-    # source = R (output - middle + shift) + middle, and a flip reads the output's columns from the other side
-    shift_x = sin * (down - middle_y) + cos * (across - middle_x) + middle_x
-    shift_y = cos * (down - middle_y) - sin * (across - middle_x) + middle_y
-    zero = tf.zeros_like(angle)
-    flipped_x = tf.where(mirror < 0, cos * (width - 1), zero)
-    flipped_y = tf.where(mirror < 0, -sin * (width - 1), zero)
-    return tf.stack([cos * mirror, sin, shift_x + flipped_x, -sin * mirror, cos, shift_y + flipped_y], axis=1)
-
-
-def _draws(source: Source, epoch: int | tf.Tensor) -> tf.Tensor:
-    """(n, 4) float32 in [0, 1), the same for an example whatever its batch or the machine."""
-    key = tf.stack([tf.constant(source.seed, tf.int64), epoch])
-    return tf.random.stateless_uniform([source.labels.shape[0], 4], key)

@@ -6,6 +6,7 @@ import numpy as np
 
 from orchestrator.errors import BadInput
 from orchestrator.spec.notation import show
+from orchestrator.spec.ranges import ends
 from orchestrator.spec.sections import Spec
 from orchestrator.words import did_you_mean
 
@@ -43,7 +44,7 @@ def check_class_weights(spec: Spec, classes: Sequence[str]) -> None:
 def _settings(spec: Spec) -> Iterator[tuple[str, Setting]]:
     """Every value of class_weight in the spec, and where it stands."""
     yield "train.class_weight", spec.train.class_weight
-    for i, value in enumerate(spec.grid.get("class_weight", [])):
+    for i, value in enumerate(ends(spec.grid.get("class_weight", []))):
         yield f"grid.class_weight[{i}]", value
     for i, point in enumerate(spec.points):
         if "class_weight" in point:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from orchestrator.board.effects import main_effects
-from orchestrator.board.estimates import Configuration
-from orchestrator.board.table import facts
+from orchestrator.board.effects import in_order, main_effects, values_of
+from orchestrator.board.table import facts, ranges
 from orchestrator.board.verdict import mean_curve
 from orchestrator.board.views import common_rung, curves, fold
 from orchestrator.errors import BadInput
@@ -66,7 +64,9 @@ def draw_effects(board: pa.Table, history: pa.Table) -> Figure:
 
     metric = facts(board)["metric"]
     board, _ = common_rung(board, history)
-    found = main_effects(fold(board), [axis for axis in facts(board)["axes"] if axis in board.column_names])
+    found = main_effects(
+        fold(board), [axis for axis in facts(board)["axes"] if axis in board.column_names], ranges(board)
+    )
     if found is None:
         raise BadInput("effects must have an axis with two values whose points are ok, and this board has none")
     figure = go.Figure()
@@ -84,7 +84,7 @@ def draw_effects(board: pa.Table, history: pa.Table) -> Figure:
 
 
 def draw_heatmap(board: pa.Table, across: str, down: str) -> Figure:
-    """The mean of the score for each pair of values of two axes. Raises BadInput for what is no axis."""
+    """The mean of the score for each pair of values of two axes, of a range its quarters. Raises BadInput."""
     import plotly.graph_objects as go
 
     axes = [axis for axis in facts(board)["axes"] if axis in board.column_names]
@@ -92,10 +92,12 @@ def draw_heatmap(board: pa.Table, across: str, down: str) -> Figure:
         if axis not in axes:
             raise BadInput(f"a heat map must be of two axes ({', '.join(axes)}), got {axis}{did_you_mean(axis, axes)}")
     folded, metric = fold(board), facts(board)["metric"]
-    xs, ys = _levels(folded, across), _levels(folded, down)
+    of_x, of_y = (values_of(folded, axis, ranges(board)) for axis in (across, down))
+    xs, ys = (list(dict.fromkeys(of[i] for i in in_order(folded, a))) for a, of in ((across, of_x), (down, of_y)))
     cells: list[list[float | None]] = []
     for y in ys:
-        rows = [[e.score.mean for e in folded if (e.values[across], e.values[down]) == (x, y)] for x in xs]
+        pairs = list(zip(folded, of_x, of_y, strict=True))
+        rows = [[each.score.mean for each, own_x, own_y in pairs if (own_x, own_y) == (x, y)] for x in xs]
         cells.append([sum(values) / len(values) if values else None for values in rows])
     figure = go.Figure(
         go.Heatmap(
@@ -108,9 +110,3 @@ def draw_heatmap(board: pa.Table, across: str, down: str) -> Figure:
         title=f"mean {metric} over the other axes", xaxis={"title": across, **kind}, yaxis={"title": down, **kind},
         template="plotly_white",
     )  # fmt: skip
-
-
-def _levels(folded: Sequence[Configuration], axis: str) -> list[Any]:
-    """The values of an axis: numbers in their order, others as they stand."""
-    found = list(dict.fromkeys(each.values[axis] for each in folded))
-    return sorted(found) if all(isinstance(value, int | float) for value in found) else found

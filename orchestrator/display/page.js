@@ -635,8 +635,11 @@ function parallelChart() {
       const at = (value) => (values.length > 1 ? Math.max(0, values.indexOf(value)) / (values.length - 1) : 0.5);
       return { at, spread: 0.07, ticks: values.map((value) => [at(value), show(name, value)]) };
     }
-    const at = (value) => (high > low ? (value - low) / (high - low) : 0.5);
-    return { at, spread: 0, ticks: (high > low ? [0, 0.25, 0.5, 0.75, 1] : [0.5]).map((part) => [part, show(name, low + part * (high - low))]) };
+    const [on, back] = data.ranges[name]?.log && low > 0 ? [Math.log, Math.exp] : [Number, Number];
+    const at = (value) => (high > low ? (on(value) - on(low)) / (on(high) - on(low)) : 0.5);
+    const tick = (part) => back(on(low) + part * (on(high) - on(low)));
+    const written = (value) => show(name, data.ranges[name] ? Number(value.toPrecision(3)) : value);
+    return { at, spread: 0, ticks: (high > low ? [0, 0.25, 0.5, 0.75, 1] : [0.5]).map((part) => [part, written(tick(part))]) };
   });
   const scores = list.map((row) => row[metric]);
   const [low, high] = [least(scores), most(scores)];
@@ -710,17 +713,24 @@ function fillHeatAxes() {
   }));
 }
 
+// The quarter of its range in which a drawn value lies: its place among data.ranges' parts.
+function quarter({ edges, high }, value) {
+  return edges.filter((edge) => value >= edge).length + (value > high);
+}
+
 function heatChart() {
   const list = ok();
   if (!list.length) return NONE;
   const [across, down] = [$("heat-across").value, $("heat-down").value];
   if (across === down) return "Choose two different axes.";
-  const [xs, ys] = [across, down].map((axis) => ordered(list.map((row) => row[axis])));
+  const of = (axis, row) => (data.ranges[axis]?.edges.length ? quarter(data.ranges[axis], row[axis]) : row[axis]);
+  const [xs, ys] = [across, down].map((axis) => ordered(list.map((row) => of(axis, row))));
+  const text = (axis, value) => (data.ranges[axis]?.edges.length ? data.ranges[axis].parts[value] : show(axis, value));
   const z = ys.map((y) => xs.map((x) => {
-    const scores = list.filter((row) => row[across] === x && row[down] === y).map((row) => row[metric]);
+    const scores = list.filter((row) => of(across, row) === x && of(down, row) === y).map((row) => row[metric]);
     return scores.length ? mean(scores) : null;
   }));
-  return grid(z, xs.map((x) => show(across, x)), ys.map((y) => show(down, y)), axisTitle(across), axisTitle(down), [across, down], (value) => show(metric, value), `mean ${metric}`, !higher);
+  return grid(z, xs.map((x) => text(across, x)), ys.map((y) => text(down, y)), axisTitle(across), axisTitle(down), [across, down], (value) => show(metric, value), `mean ${metric}`, !higher);
 }
 
 // A heat map with its values written in.
@@ -782,12 +792,13 @@ function batchChart(what, unit, value) {
   const sizes = ordered(list.map((row) => row.batch_size));
   const means = sizes.map((size) => mean(list.filter((row) => row.batch_size === size).map(value)));
   const spot = (row) => sizes.indexOf(row.batch_size);
+  const some = sizes.filter((_, i) => i % Math.ceil(sizes.length / 12) === 0);
   return {
     traces: [
       { x: list.map(spot), y: list.map(value), mode: "markers", customdata: list.map((row) => row.point_id), hoverinfo: "text", marker: { size: 7, color: style("--muted"), opacity: list.map((row) => (isShown(row) ? 0.5 : 0.1)) }, hovertext: list.map((row) => plain(`${label(row)}: ${show("", value(row))} ${unit}`)) },
       { x: sizes.map((_, i) => i), y: means, mode: "lines+markers", hoverinfo: "text", line: { color: style("--accent"), width: 2 }, marker: { size: 9, color: style("--accent") }, hovertext: sizes.map((size, i) => `batch_size=${size}: mean ${show("", means[i])} ${unit}`) },
     ],
-    layout: { xaxis: { title: axisTitle("batch_size"), tickvals: sizes.map((_, i) => i), ticktext: sizes.map((size) => String(size)), showgrid: false, range: [-0.4, sizes.length - 0.6] }, yaxis: { title: title(`${what}, ${unit}`), rangemode: "tozero" } },
+    layout: { xaxis: { title: axisTitle("batch_size"), tickvals: some.map((size) => sizes.indexOf(size)), ticktext: some.map(String), showgrid: false, range: [-0.4, sizes.length - 0.6] }, yaxis: { title: title(`${what}, ${unit}`), rangemode: "tozero" } },
     says: `${what} by batch size: ${sizes.map((size, i) => `${size}: ${show("", means[i])} ${unit}`).join(", ")}`,
     select: ({ points }) => {
       const ids = new Set(points.map(({ customdata }) => customdata).filter((id) => byId.has(id)));
@@ -976,6 +987,7 @@ function absences() {
     parallel: none, cost: none,
     heat: heatAxes().length > 1 ? none : "It takes two axes with two values each, and this grid has fewer.",
     time: batch, memory: batch, confusion: model, classes: model,
+    samples: data.samples ? null : "No point changes its training images, or none has begun to train.",
     worst: model ?? (data.validation.worst.length ? null : "No image of the winner's predictions has a thumbnail."),
     "data-facts": data.dataset || data.skipped.count ? null : "The run folder holds no facts of its data (dataset.json).",
   };
@@ -1038,6 +1050,7 @@ function render() {
   fillWinner();
   fillData();
   if (changed("versions", data.versions)) facts($("versions"), Object.entries(data.versions));
+  if (data.samples && changed("samples", data.samples)) $("samples-image").src = `data:image/webp;base64,${data.samples}`;
   if (changed("spec", data.spec)) $("spec-text").textContent = data.spec ?? "The run folder holds no spec.yaml.";
   pickBest();
   filter();

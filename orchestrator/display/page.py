@@ -22,7 +22,7 @@ from orchestrator import __version__
 from orchestrator.board.classes import for_reading
 from orchestrator.board.effects import describe_effects, main_effects
 from orchestrator.board.sentences import glance, sentences
-from orchestrator.board.table import facts
+from orchestrator.board.table import facts, ranges
 from orchestrator.board.verdict import Verdict
 from orchestrator.board.views import by_config, common_rung, curves, fold, verdict
 from orchestrator.display.opening import read_board, read_history, read_predictions
@@ -30,7 +30,7 @@ from orchestrator.display.table import columns
 from orchestrator.display.winner import Winner, read_json, read_winner, say_test
 from orchestrator.documents import finite
 from orchestrator.metrics import METRICS, Metric, recorded
-from orchestrator.runs.folder import BEST, DATASET, PROGRESS, REPORT, SKIPPED, SPEC, Run
+from orchestrator.runs.folder import BEST, DATASET, PROGRESS, REPORT, SAMPLES, SKIPPED, SPEC, Run
 from orchestrator.runs.lease import Vigil
 from orchestrator.runs.rates import read_rates
 from orchestrator.words import now, plain
@@ -60,7 +60,7 @@ def gather(run: Run, vigil: Vigil | None = None) -> dict[str, Any]:
     found = verdict(table, history, predictions)
     best, dataset = read_json(run, f"models/{BEST}.json"), read_json(run, DATASET)
     skipped, winner = read_json(run, SKIPPED) or [], read_winner(run)
-    spec = run.read_if_there(SPEC)
+    spec, samples = run.read_if_there(SPEC), run.read_if_there(SAMPLES)
     folded = by_config(table, predictions)
     several_draws = len(set(table["seed"].to_pylist())) > 1 or "fold" in table.column_names
     listed = dict.fromkeys(["rank", "score", about["metric"], *columns(table, ["peak_memory_mb"])])
@@ -90,10 +90,15 @@ def gather(run: Run, vigil: Vigil | None = None) -> dict[str, Any]:
         "curves": _curves(history, running),
         "rates": _rates(run) if "rate_used" in table.column_names else [],
         "effects": _effects(table, history, about["axes"]),
+        "ranges": {
+            name: {"log": each.scale == "log", "high": each.high, "edges": each.edges, "parts": each.parts}
+            for name, each in ranges(table).items()
+        },
         "model": {**best, "size_bytes": _model_bytes(run)} if best else None,
         "validation": _validation(winner, table) if winner else None,
         "dataset": dataset,
         "skipped": {"count": len(skipped), "first": skipped[:_MOST_SKIPPED]},
+        "samples": base64.b64encode(samples).decode() if samples else None,
         "spec": spec.decode(errors="replace") if spec else None,
         "versions": {
             **((best or dataset or {}).get("versions") or {}),
@@ -208,7 +213,7 @@ def _rates(run: Run) -> list[dict[str, Any]]:
 
 def _effects(table: pa.Table, history: pa.Table, axes: Sequence[str]) -> dict[str, Any] | None:
     board, epochs = common_rung(table, history)
-    found = main_effects(fold(board), [axis for axis in axes if axis in board.column_names])
+    found = main_effects(fold(board), [axis for axis in axes if axis in board.column_names], ranges(board))
     if found is None:
         return None
     return {

@@ -15,7 +15,7 @@ from orchestrator.driver.calibrate import read_pace
 from orchestrator.driver.summary import count
 from orchestrator.errors import BadInput
 from orchestrator.metrics import METRICS
-from orchestrator.plans.points import IMAGES, SPLIT, Plan, differences, make_plan
+from orchestrator.plans.points import IMAGES, SPLIT, Plan, differences, make_plan, samples
 from orchestrator.runs.checkpoints import KeepCheckpoints
 from orchestrator.runs.context import WorkerContext
 from orchestrator.runs.folder import KeepModels, Run
@@ -35,6 +35,9 @@ class Options:
         takeover: Take the lease even if another driver has it.
         mlflow: Address of the server to log to.
         serve: Serve the page while it trains.
+        suggest: Suggest so many points to train next, and train nothing.
+        again: The command without that, as it is typed.
+        show: File for a picture of augmented samples; with plan_only.
         folder: Where the spec lies, from the current folder, and with it maybe the model's module.
     """
 
@@ -47,6 +50,9 @@ class Options:
     keep_checkpoints: KeepCheckpoints = KeepCheckpoints.all
     folder: str = "."
     serve: bool = False
+    suggest: int | None = None
+    again: str = ""
+    show: str | None = None
 
 
 def lay_out(spec: Spec, options: Options) -> tuple[WorkerContext, Plan]:
@@ -64,7 +70,8 @@ def lay_out(spec: Spec, options: Options) -> tuple[WorkerContext, Plan]:
     networks, weights = find_networks(spec, options.folder)
     plan = make_plan(spec, count(index), index.digest, networks, options.share_epochs, read_pace())
     spec = spec.without_secrets()
-    return WorkerContext(spec, index, images, run, options.keep, networks=networks, weights=weights), plan
+    shown = samples(plan, spec)
+    return WorkerContext(spec, index, images, run, options.keep, False, networks, weights, shown), plan
 
 
 def _check_metric(metric: str, classes: Sequence[str]) -> None:

@@ -16,9 +16,11 @@ from orchestrator.driver.lay_out import Options
 from orchestrator.driver.models import finish_models
 from orchestrator.driver.outcome import Outcome, outcome, run_tree
 from orchestrator.driver.progress import Progress
+from orchestrator.driver.sheet import write_sheet
 from orchestrator.driver.signals import on_signals
 from orchestrator.driver.standing import largest_mb, look
 from orchestrator.driver.state import RunState
+from orchestrator.driver.suggesting import suggest
 from orchestrator.driver.summary import dataset_facts, say_results, skipped_files
 from orchestrator.driver.test_set import open_test_set
 from orchestrator.driver.watch import GridWatch
@@ -51,12 +53,19 @@ def orchestrate(spec: Spec, options: Options) -> int:
     up, 130 interrupted.
     """
     console = make_console(stderr=options.as_json)
+    if options.suggest:
+        found = suggest(spec, options, console)
+        write(document("suggestion", **found.tree()) if options.as_json else found.text)
+        return DONE
     if options.plan_only:
         planned = look(spec, options, console)
         if options.as_json:
             write(document("plan", **planned.tree()))
         else:
             console.out(*planned.lines())
+        if options.show:
+            write_sheet(planned.state.context, options.show)
+            console.out(f"training images as the first epochs change them: {options.show}")
         return DONE
     state, watch = train_grid(spec, options, console)
     say_results(state, watch.budget_used_up, console)

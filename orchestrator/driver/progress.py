@@ -47,6 +47,7 @@ class Progress:
         self._stopped = set(stopped)
         self._last_stop = ""
         self._best: tuple[float, str] | None = None
+        self._leader = self._so_far = ""
         self._features: dict[str, tuple[float, int]] = {}  # since when a trial's worker tells of them, and of how many
         self._preparing: dict[str, str] = {}  # what is shown of trials whose workers make features
         self._next_line_s = 0.0
@@ -124,6 +125,12 @@ class Progress:
             self._last_stop = f"stopped last: {trial.label}, {because}"
             line = f"trial {self._count()} stopped, {because}"
             self.say(f"{line}  {trial.label}  {clock(self._left_s())} left")
+
+    def leads(self, leader: str, line: str) -> None:
+        """The verdict so far. leader: the configuration that it names; a log has the line where that is another one."""
+        if leader != self._leader:
+            self.say(line)
+        self._leader, self._so_far = leader, line
 
     def _await(self, trial: Trial) -> None:
         self._todo[trial.id] = trial
@@ -212,11 +219,9 @@ class Progress:
             )
             table.add_row(trial.label, *cells)
         more = len(self._running) - _LINES
-        best = (
-            f"best epoch so far: {self._metric.recorded} {self._metric.text(self._best[0])} ({self._best[1]})"
-            if self._best
-            else ""
-        )
+        best = self._so_far
+        if self._best and not best:
+            best = f"best epoch so far: {self._metric.recorded} {self._metric.text(self._best[0])} ({self._best[1]})"
         status = (
             f"{plural(self._ended, 'trial')} done, {f'{len(self._stopped)} stopped, ' if self._stopped else ''}"
             f"{len(self._running)} running, "

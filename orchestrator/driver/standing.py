@@ -65,6 +65,12 @@ class Standing:
         disk = describe_disk(plan, spec, len(context.index.classes), sizes, _kept(self.state))
         return describe(plan, spec, images, folder, forecast, disk)
 
+    def outlook(self, todo: Sequence[Trial]) -> tuple[list[str], dict[str, Any]]:
+        """How long these trials take, and what they cost: as lines, and as plain values."""
+        slots, _ = self._at_once()
+        of = (self.state.plan, self.state.context.spec, slots, todo, read_pace(), self._missing())
+        return list(describe_outlook(*of)), forecast_tree(*of)
+
     def _at_once(self) -> tuple[int, str]:
         """How many trials a node like this machine trains at once, and why no more."""
         spec = self.state.context.spec

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from orchestrator.board.sentences import so_far
 from orchestrator.board.table import build_board, build_history, build_predictions
+from orchestrator.board.views import verdict
 from orchestrator.display.page import write_page
+from orchestrator.display.table import count_points
 from orchestrator.errors import BadInput
 from orchestrator.plans.points import Plan, Point, Trial, remaining
 from orchestrator.race.course import Course, run_course
@@ -37,6 +40,7 @@ class RunState:
         running: Ids of the trials that run now.
         lease: The right to write the run folder; None until it is taken, and nothing is written before.
         events: What has happened, for events.jsonl.
+        leads: As the tables were last written: which configuration led, and what that is worth, in one line.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class RunState:
         self.running: set[str] = set()
         self.lease: Lease | None = None
         self.events = Events(context.run.store)
+        self.leads: tuple[str, str] | None = None
         self._course: tuple[tuple[int, ...], Course | None] = ((), None)
         self._next_write_s = self._next_progress_s = 0.0
         self._next_page_s = time.monotonic() + _PAGE_S
@@ -179,7 +184,10 @@ class RunState:
         began = time.monotonic()
         try:
             board = self.board
-            self.context.run.write_tables(self._tables(board))
+            tables = self._tables(board)
+            self.context.run.write_tables(tables)
+            if found := verdict(board, tables[HISTORY], tables[PREDICTIONS]):
+                self.leads = found.best.label, so_far(found, count_points(board))
             if self.context.keep is KeepModels.best:
                 delete_beaten(self.context.run, self.plan, self.results, leading_point(self.plan, board))
             self.drop_checkpoints()

@@ -143,6 +143,8 @@ class GridWatch:
         self.legs.ended(result.trial_id, result.epochs)
         self._state.write_if_due(self.say)
         self.progress.ended(result)
+        if self._state.leads:
+            self.progress.leads(*self._state.leads)
         self._say_stopped()
 
     def _say_stopped(self) -> None:

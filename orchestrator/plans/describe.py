@@ -8,6 +8,8 @@ from orchestrator.plans.features import FeatureView
 from orchestrator.plans.forecast import FIRST_GUESS, Pace, outlook, price
 from orchestrator.plans.points import Plan, Trial
 from orchestrator.plans.rates import RangeTest
+from orchestrator.spec.ranges import Range
+from orchestrator.spec.sampled import drawn_axes
 from orchestrator.spec.sections import Spec, is_streamed
 from orchestrator.words import clock, label, plural
 
@@ -30,6 +32,7 @@ def describe(
         *(f"  cache   {line}" for line in _cache_lines(plan, spec)),
         *(f"  feature {line}" for line in _feature_lines(plan)),
         *(f"  {'rates' if i == 0 else '':7} {line}" for i, line in enumerate(_rate_lines(plan))),
+        *([f"  sample  {_say_sample(spec)}"] if spec.sample else []),
         f"  steps   an epoch: {steps}",
         f"  epochs  {plan.epochs_asked} asked for, {plan.epochs_trained} trained{shared}",
         f"  folder  {folder}",
@@ -135,6 +138,19 @@ def as_tree(plan: Plan, points_by_state: Mapping[str, int]) -> dict[str, Any]:
         "epochs_trained": plan.epochs_trained,
         "standing": dict(points_by_state),
     }
+
+
+def _say_sample(spec: Spec) -> str:
+    """What the points are drawn from."""
+    assert spec.sample
+    said = []
+    for name in drawn_axes(spec.grid):
+        values = spec.grid[name]
+        if isinstance(values, Range):
+            said.append(f"{name} {values.low:g} to {values.high:g}" + (" (log)" if values.scale == "log" else ""))
+        else:
+            said.append(f"{name} of {plural(len(values), 'value')}")
+    return f"{spec.sample.points:,} drawn by {spec.sample.method}, seed {spec.sample.seed}: {', '.join(said)}"
 
 
 def _fold(plan: Plan, fold: int) -> dict[str, int]:

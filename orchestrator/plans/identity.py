@@ -9,10 +9,11 @@ from orchestrator.errors import BadInput
 from orchestrator.plans.forecast import Counts
 from orchestrator.spec.axes import Settings, axis_path, canonical, changes_nothing, resolve
 from orchestrator.spec.networks import Networks
+from orchestrator.spec.presets import left_to_preset
 from orchestrator.spec.sections import Spec, is_streamed
 
 _FINE_TUNE = "train.fine_tune_learning_rate"
-_IN_KIND = ("epochs", "backbone", "unfreeze")  # axes that do not stand in the hash as they are
+_IN_KIND = ("epochs", "backbone", "unfreeze", "preset")  # axes that do not stand in the hash as they are
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class TrialHashes:
         return short(self.of(values, texts, draw, epochs, frozen=True))
 
     def _kind(self, values: Mapping[str, Any]) -> _Kind:
-        names = ("backbone", "unfreeze", "image_size", "training_images")
+        names = ("backbone", "unfreeze", "image_size", "training_images", "preset", "mixup", "cutmix")
         key = tuple(values.get(name) for name in names)
         if key not in self._kinds:
             settings = resolve(self._spec, {name: values[name] for name in names if name in values})
@@ -79,6 +80,7 @@ class TrialHashes:
             images = self._counts.images
             if self._counts.packed and is_streamed(settings.data, images):
                 lines["streamed"] = True
+            lines |= {f"augment.{name}": getattr(settings.augment, name) for name in left_to_preset(self._spec)}
             texts = {path: canonical(value) for path, value in lines.items()}
             self._kinds[key] = _Kind(bool(settings.backbone and settings.backbone.unfreeze), texts)
         return self._kinds[key]
@@ -92,6 +94,22 @@ class TrialHashes:
         if images is not None and images > self._counts.training:
             raise BadInput(
                 f"training_images must be at most {self._counts.training}, as so many images train, got {images}"
+            )
+        self._check_mixing(settings)
+
+    def _check_mixing(self, settings: Settings) -> None:
+        augment, backbone = settings.augment, settings.backbone
+        if augment.cutmix and backbone:
+            raise BadInput(
+                f"cutmix must be 0 with a backbone, whose features have no place to put a box, got {augment.cutmix:g}: "
+                f"use mixup"
+            )
+        reads_shards = self._counts.packed and (not backbone or backbone.unfreeze)
+        if (augment.mixup or augment.cutmix) and reads_shards and is_streamed(settings.data, self._counts.images):
+            name, value = ("mixup", augment.mixup) if augment.mixup else ("cutmix", augment.cutmix)
+            raise BadInput(
+                f"{name} must be 0 where shards are streamed, as no second image can be read with each, got {value:g}: "
+                f"raise data.cache_limit_gb, so that nodes keep the decoded images"
             )
 
 

@@ -1,18 +1,21 @@
 """Points: which points the grid has, and which trials train them. Pure."""
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.errors import BadInput
+from orchestrator.plans.combinations import Combination, defaults_of, drawn, product, single
 from orchestrator.plans.features import FeatureView, feature_views
 from orchestrator.plans.forecast import EPOCH_DEPENDS_ON, FIRST_GUESS, Counts, Pace, epoch_s
 from orchestrator.plans.identity import TrialHashes, short
+from orchestrator.plans.order import in_rounds
 from orchestrator.plans.rates import RangeTest, range_tests
 from orchestrator.spec.axes import AXIS_PATHS, LATER, axis_path, canonical, models, resolve, shared_settings
+from orchestrator.spec.backbones import shows
 from orchestrator.spec.networks import Networks
-from orchestrator.spec.sections import NO_BACKBONE, Backbone, Spec
+from orchestrator.spec.sections import Spec
 from orchestrator.words import label
 
 # What `differences` says of the images
@@ -88,11 +91,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """All points, and the trials that train them, longest first.
+    """All points, and the trials that train them, in the order in which they start.
 
     Attributes:
         axes: Names of the axes, in the order of the spec.
         shared: What all trials share that affects their weights: settings, the model's defaults and source, the index.
+        order: longest or balanced: see Spec.
         features: What is to be made of the images before trials with a backbone can train.
         rate_tests: The range tests that trials need whose learning rate is auto.
     """
@@ -104,6 +108,14 @@ class Plan:
     shared: Mapping[str, Any]
     features: tuple[FeatureView, ...] = ()
     rate_tests: tuple[RangeTest, ...] = ()
+    order: str = "longest"
+
+    def in_order(self, legs: Collection[Trial]) -> tuple[Trial, ...]:
+        """Trials of this plan, or legs of them, in the order in which they start."""
+        if self.order == "longest":
+            return _longest_first(legs)
+        place = {trial.id: number for number, trial in enumerate(self.trials)}
+        return tuple(sorted(legs, key=lambda leg: place[leg.id]))
 
     @property
     def epochs_asked(self) -> int:
@@ -140,32 +152,43 @@ def make_plan(
     elif len(found := models(spec)) == 1:
         shared |= {"model": found[0], "model source": networks.codes[found[0]].digest}
     hashes = TrialHashes(spec, counts, shared, networks, share_epochs)
-    points = tuple(_points(spec, _defaults(spec, networks), hashes))
+    points = tuple(_points(spec, defaults_of(spec, networks), hashes))
     if not points:
         raise BadInput("exclude takes out every point of the grid: nothing is left to train")
     trials = _trials(points, spec, counts, hashes, networks, pace)
     test_of, rate_tests = range_tests(trials, spec, networks, (index_digest, counts), pace)
-    if test_of:
-        trials = in_order([replace(trial, rate_test=test_of.get(trial.id)) for trial in trials])
+    trials = [replace(trial, rate_test=test_of[trial.id]) if trial.id in test_of else trial for trial in trials]
+    ordered = _balanced(trials, spec) if spec.order == "balanced" else _longest_first(trials)
     index = (index_digest, counts.images)
     features = feature_views(trials, spec, networks.backbones, index, pace)
-    return Plan(spec.axes, points, trials, counts, shared, features, rate_tests)
+    return Plan(spec.axes, points, ordered, counts, shared, features, rate_tests, spec.order)
 
 
 def _points(spec: Spec, defaults: Mapping[str, Any], hashes: TrialHashes) -> Iterator[Point]:
     """Every point of the spec. Raises BadInput for one that is listed twice."""
     seen: dict[str, tuple[str, Mapping[str, Any]]] = {}
-    for values, texts, where in _combinations(spec, defaults):
+
+    def point(values: Mapping[str, Any], texts: Mapping[str, str], draw: tuple[int, int]) -> Point:
         epochs = values.get("epochs", spec.train.epochs)
-        for seed, fold in spec.draws:
-            of_trial = hashes.of(values, texts, (seed, fold), epochs)
-            of_point = of_trial.copy()
-            of_point.update(f"\ntrain.epochs={epochs}".encode())
-            point_id = short(of_point)
-            if point_id in seen:
-                raise BadInput(_say_same(where, values, *seen[point_id]))
-            seen[point_id] = where, values
-            yield Point(point_id, short(of_trial), values, seed, epochs, fold)
+        of_trial = hashes.of(values, texts, draw, epochs)
+        of_point = of_trial.copy()
+        of_point.update(f"\ntrain.epochs={epochs}".encode())
+        return Point(short(of_point), short(of_trial), values, draw[0], epochs, draw[1])
+
+    listed = single(spec, defaults) if spec.sample else ()
+    named = {point(each.values, each.texts, spec.draws[0]).id for each in listed}
+
+    def is_new(each: Combination) -> bool:
+        return (found := point(each.values, each.texts, spec.draws[0]).id) not in seen and found not in named
+
+    of_grid = drawn(spec, defaults, is_new) if spec.sample else product(spec, defaults)
+    for each in itertools.chain(of_grid, single(spec, defaults)):
+        for of in spec.draws:
+            found = point(each.values, each.texts, of)
+            if found.id in seen:
+                raise BadInput(_say_same(each.where, each.values, *seen[found.id]))
+            seen[found.id] = each.where, each.values
+            yield found
 
 
 def _say_same(where: str, values: Mapping[str, Any], seen: str, other: Mapping[str, Any]) -> str:
@@ -183,8 +206,8 @@ def _say_same(where: str, values: Mapping[str, Any], seen: str, other: Mapping[s
 
 def _trials(
     points: Sequence[Point], spec: Spec, counts: Counts, hashes: TrialHashes, networks: Networks, pace: Pace
-) -> tuple[Trial, ...]:
-    """The trials that train these points: frozen ones that others branch from, and then the longest first."""
+) -> list[Trial]:
+    """The trials that train these points."""
     served: dict[str, list[Point]] = {}
     for point in points:
         served.setdefault(point.trial_id, []).append(point)
@@ -201,11 +224,11 @@ def _trials(
         seed, fold, ends = own[0].seed, own[0].fold, epochs[-1]
         frozen = hashes.of_frozen(own[0].values, (seed, fold), own[0].epochs)
         trials.append(Trial(trial_id, values, seed, epochs, ends, forecast_s[key] * ends, ids, frozen, fold))
-    return in_order(trials)
+    return trials
 
 
-def in_order(trials: Collection[Trial]) -> tuple[Trial, ...]:
-    """The order in which trials start: first those that others need, and then the longest first.
+def _longest_first(trials: Collection[Trial]) -> tuple[Trial, ...]:
+    """First those that others need, and then the longest first.
 
     Needed are those that others branch from, and one of each range test: what it finds is there for the others.
     """
@@ -214,6 +237,23 @@ def in_order(trials: Collection[Trial]) -> tuple[Trial, ...]:
     first_of_test = {trial.rate_test: trial.id for trial in reversed(ordered) if trial.rate_test}
     needed.update(first_of_test.values())
     return tuple(sorted(ordered, key=lambda trial: trial.id not in needed))
+
+
+def _balanced(trials: Sequence[Trial], spec: Spec) -> tuple[Trial, ...]:
+    """First those that others branch from, then every value of every axis early; one seed after the other."""
+    first, ordered = {trial.frozen for trial in trials}, []
+    for draw in spec.draws:
+        own = _longest_first([trial for trial in trials if trial.draw == draw])
+        ordered += [own[place] for place in in_rounds([_values(trial, spec) for trial in own])]
+    return tuple(sorted(ordered, key=lambda trial: trial.id not in first))
+
+
+def _values(trial: Trial, spec: Spec) -> list[tuple[str, str]]:
+    """Axis and value, or quarter of the range, on every axis but epochs."""
+    ranges = spec.ranges
+    return [
+        (name, canonical(ranges[name].part(value) if name in ranges else value)) for name, value in trial.values.items()
+    ]
 
 
 def points_of(trial: Trial, axes: Collection[str]) -> tuple[Point, ...]:
@@ -227,13 +267,24 @@ def points_of(trial: Trial, axes: Collection[str]) -> tuple[Point, ...]:
 
 
 def remaining(plan: Plan, done: Mapping[str, int]) -> tuple[Trial, ...]:
-    """The trials still to train, longest first. done: trial id -> epochs that its result covers."""
+    """The trials still to train, in the order in which they start. done: trial id -> epochs that its result covers."""
     left = [
         replace(trial, forecast_s=trial.left_s(done.get(trial.id, 0)))
         for trial in plan.trials
         if done.get(trial.id, 0) < trial.epochs
     ]
-    return in_order(left)
+    return plan.in_order(left)
+
+
+def samples(plan: Plan, spec: Spec) -> tuple[Mapping[str, Any], ...]:
+    """The values of one point for each way in which points change their training images, in the order of the plan."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for point in plan.points:
+        values = {name: value for name, value in point.values.items() if name != "epochs"}
+        key = canonical({name: value for name, value in values.items() if axis_path(name).startswith("augment.")})
+        if key not in found and shows(resolve(spec, values)):
+            found[key] = values
+    return tuple(found.values())
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -256,57 +307,6 @@ def count_by_state(plan: Plan, done: Mapping[str, int], before: Collection[str])
     finished = {p.id for p in plan.points if done.get(p.trial_id, 0) >= p.epochs}
     new = {p.id for p in plan.points if p.id not in finished and p.id not in before}
     return {"done": len(finished), "missing": len(plan.points) - len(finished) - len(new), "new": len(new)}
-
-
-def _combinations(spec: Spec, defaults: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, str], str]]:
-    """Every combination, without seeds: axis -> value, axis -> value as canonical text, and its place in the spec.
-
-    A point that does not name an axis gets its default.
-    """
-    excluded = [{name: canonical(value) for name, value in rule.items()}.items() for rule in spec.exclude]
-    used = [False] * len(excluded)
-
-    def is_excluded(texts: Mapping[str, str]) -> bool:
-        hits = [rule <= texts.items() for rule in excluded]
-        for i, hit in enumerate(hits):
-            used[i] = used[i] or hit
-        return any(hits)
-
-    others = [name for name in spec.axes if name not in spec.grid]
-    if spec.grid:
-        fixed = _fill(others, defaults, "a point of the grid", spec)
-        fixed_texts = {name: canonical(value) for name, value in fixed.items()}
-        as_texts = ([canonical(value) for value in values] for values in spec.grid.values())
-        pairs = zip(itertools.product(*spec.grid.values()), itertools.product(*as_texts), strict=True)
-        for chosen, texts in pairs:
-            grid_texts = dict(zip(spec.grid, texts, strict=True))
-            if not (excluded and is_excluded(grid_texts)):
-                yield dict(zip(spec.grid, chosen, strict=True)) | fixed, grid_texts | fixed_texts, "a point of the grid"
-    for i, given in enumerate(spec.points):
-        values = _fill([name for name in spec.axes if name not in given], defaults, f"points[{i}]", spec) | given
-        values = {name: values[name] for name in spec.axes}
-        yield values, {name: canonical(value) for name, value in values.items()}, f"points[{i}]"
-    if not all(used):
-        i = used.index(False)
-        raise BadInput(
-            f"exclude[{i}] must match at least one point of the grid, got {spec.exclude[i]}: fix or remove it"
-        )
-
-
-def _fill(names: Iterable[str], defaults: Mapping[str, Any], where: str, spec: Spec) -> dict[str, Any]:
-    """Axis -> default, for axes that a point does not name. Raises BadInput if one has no default."""
-    for name in names:
-        if name not in defaults:
-            raise BadInput(f"{where} must name {name}, to which the model {spec.model} gives no plain default")
-    return {name: defaults[name] for name in names}
-
-
-def _defaults(spec: Spec, networks: Networks) -> dict[str, Any]:
-    """Axis -> its value in a point that does not name it."""
-    backbone = spec.backbone or Backbone(name=NO_BACKBONE)
-    sections = {"data": spec.data, "augment": spec.augment, "backbone": backbone, "train": spec.train}
-    of_model = {name: value for code in networks.codes.values() for name, value in code.defaults.items()}
-    return of_model | {name: getattr(sections[part], field) for name, (part, field) in AXIS_PATHS.items()}
 
 
 def _brief(value: Any) -> str:

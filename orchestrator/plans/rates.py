@@ -143,7 +143,7 @@ def range_tests(
 
     Raises BadInput for a point whose rate is auto, and scaled too.
     """
-    if AUTO not in [spec.train.learning_rate, *_values(spec, "learning_rate")]:
+    if spec.train.learning_rate != AUTO and "learning_rate" not in spec.axes:
         return {}, ()
     deciding_axes = [name for name in spec.axes if name not in ("epochs", "fine_tune_learning_rate", "unfreeze")]
     by_values: dict[tuple[Any, ...], str | None] = {}
@@ -186,7 +186,3 @@ def _test(
     of_all = replace(test, data=test.data.model_copy(update={"training_images": None}))
     core_s = pace.trial_start_s + epoch_s(of_all, Counts(steps * train.batch_size, 0), pace, networks.backbone(test))
     return RangeTest(test_id, of_test(settings, values), steps, 0, core_s)
-
-
-def _values(spec: Spec, axis: str) -> list[Any]:
-    return [*spec.grid.get(axis, []), *(point[axis] for point in spec.points if axis in point)]

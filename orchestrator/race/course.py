@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from orchestrator.board.comparison import Comparison, compare
 from orchestrator.board.estimates import Configuration, estimate
 from orchestrator.metrics import METRICS
-from orchestrator.plans.points import Plan, Trial, in_order
+from orchestrator.plans.points import Plan, Trial
 from orchestrator.race.rungs import Runner, divide, guarded_values, is_kept, quota, rungs, why_beaten
 from orchestrator.runs.result import Result, restores_best
 from orchestrator.spec.axes import canonical
@@ -94,7 +94,7 @@ class _Running:
         left = [replace(leg, forecast_s=leg.left_s(self._epochs(leg))) for leg in self.legs]
         for leg in left:
             self.stopped.pop(leg.id, None)
-        return Course(in_order(left), self.granted, self.stopped, self.rungs, len(self.blocks))
+        return Course(self.plan.in_order(left), self.granted, self.stopped, self.rungs, len(self.blocks))
 
     def _epochs(self, trial: Trial) -> int:
         result = self.results.get(trial.id)

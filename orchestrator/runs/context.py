@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator.data.backbone import WeightsFile
 from orchestrator.data.index import Index
@@ -20,6 +21,7 @@ class WorkerContext:
         images: The store that the index lists.
         weights: File of each backbone whose weights Keras does not fetch, by name.
         keep: Which models the workers write.
+        samples: Axis values of the points whose changed images people may look at; see plans.points.samples.
         models_only: The trials are done and are trained again only for their models: results and checkpoints stay.
     """
 
@@ -31,6 +33,7 @@ class WorkerContext:
     models_only: bool = False
     networks: Networks = field(default_factory=Networks)
     weights: Mapping[str, WeightsFile] = field(default_factory=dict)
+    samples: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@
     race.json  leaderboard.parquet  history.parquet  predictions.parquet  report.html  dataset.json  events/<point>/…
     progress.json: what runs now, and how long it will take; only while a driver is at work
     models/best.keras, .json and -validation.parquet: the winner's; <point>.…: kept; candidates/<point>.…: may still win
+    samples.webp: training images as the first epochs change them
     events.jsonl: what happened; see events.py. told.json: of which ends of the run somebody was told
+    suggested/<number>.yaml: points that --suggest named, with what it knew
     test.json: each time that a winner was shown the test images; models/best-test.parquet: what it said of them
 
 Every file is written whole or not at all, but for events.jsonl, which grows. What cannot be read back is moved to
@@ -20,7 +22,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
@@ -49,9 +51,11 @@ BEST = "best"
 VALIDATION = f"models/{BEST}-validation.parquet"
 TEST = f"models/{BEST}-test.parquet"
 LOOKS = "test.json"
+SAMPLES = "samples.webp"
 TOLD = "told.json"
 WEIGHTS = b"orchestrator.weights"  # in the metadata of TEST: SHA-256 over those that said it
 CANDIDATES = "candidates/"
+_SUGGESTED = re.compile(r"suggested/([0-9]+)\.yaml")
 
 
 class KeepModels(StrEnum):
@@ -261,6 +265,17 @@ class Run:
             self.store.delete(PROGRESS)
         else:
             self.store.write(PROGRESS, json.dumps(progress).encode())
+
+    def keep_suggested(self, text: str, is_same: Callable[[str], bool]) -> str:
+        """Write what was suggested to a file of its own, unless the last such file says the same. Returns its key."""
+        numbers = [int(name[1]) for o in self.store.list("suggested") if (name := _SUGGESTED.fullmatch(o.key))]
+        last = f"suggested/{max(numbers, default=0)}.yaml"
+        if numbers and is_same(self.store.read(last).decode(errors="replace")):
+            return last
+        for number in itertools.count(max(numbers, default=0) + 1):
+            if self.store.write_if_absent(key := f"suggested/{number}.yaml", text.encode()):
+                break
+        return key
 
     def read_if_there(self, key: str) -> bytes | None:
         """One file of the run folder; None if it does not exist."""

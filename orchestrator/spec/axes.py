@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.metrics import METRICS
+from orchestrator.spec.presets import left_to_preset, with_preset
+from orchestrator.spec.ranges import ends
 from orchestrator.spec.sections import NO_BACKBONE, Augment, Backbone, Data, Scalar, Section, Spec, Train
 
 
@@ -44,6 +46,15 @@ LATER = {
     "data.test_split": 0.0,
     "data.folds": None,
     "data.rule": 1,
+    "augment.vertical_flip": False,
+    "augment.zoom": 0.0,
+    "augment.shear": 0.0,
+    "augment.crop": 0.0,
+    "augment.brightness": 0.0,
+    "augment.contrast": 0.0,
+    "augment.cutout": 0.0,
+    "augment.mixup": 0.0,
+    "augment.cutmix": 0.0,
     "train.fine_tune_learning_rate": None,
     "train.lr_scale": "none",
     "train.lr_base_batch": 32,
@@ -91,7 +102,7 @@ def resolve(spec: Spec, values: Mapping[str, Any]) -> Settings:
         backbone = None
     return Settings(
         data=spec.data.model_copy(update=updates["data"]),
-        augment=spec.augment.model_copy(update=updates["augment"]),
+        augment=with_preset(spec.augment.model_copy(update=updates["augment"])),
         backbone=backbone,
         train=spec.train.model_copy(update=updates["train"]),
         model=spec.model if spec.model != "auto" else "head" if backbone else "small_cnn",
@@ -102,7 +113,7 @@ def resolve(spec: Spec, values: Mapping[str, Any]) -> Settings:
 def backbone_names(spec: Spec) -> tuple[str, ...]:
     """Every backbone that some point may name, NO_BACKBONE among them where a point may have none."""
     own = spec.backbone.name if spec.backbone else NO_BACKBONE
-    named = [*spec.grid.get("backbone", []), *(point["backbone"] for point in spec.points if "backbone" in point)]
+    named = [*ends(spec.grid.get("backbone", [])), *(point["backbone"] for point in spec.points if "backbone" in point)]
     on_grid = "backbone" in spec.grid or not spec.grid
     in_points = all("backbone" in point for point in spec.points)
     return tuple(dict.fromkeys([*([] if on_grid and in_points and named else [own]), *named]))
@@ -119,7 +130,8 @@ def shared_settings(spec: Spec) -> dict[str, Any]:
     """`section.field` -> value, for every setting that all trials share and that affects their weights.
 
     Fields that an axis sets are left out, and so are those that only say where, when or how fast, and those in LATER at
-    their default. A run folder with the same shared settings can take this spec's points.
+    their default; and the preset, whose values stand in its place. A run folder with the same shared settings can take
+    this spec's points.
     """
     flat = deciding(spec)
     for name in spec.axes:
@@ -130,11 +142,12 @@ def shared_settings(spec: Spec) -> dict[str, Any]:
 def deciding(sections: Spec | Settings) -> dict[str, Any]:
     """`section.field` -> value, for every setting of data, augment and train that affects weights, but epochs.
 
-    Those in LATER are left out at their default.
+    Those in LATER are left out at their default, and so is the preset, whose values stand in its place.
     """
+    left = left_to_preset(sections) if isinstance(sections, Spec) else ()
     kept = {
         "data": sections.data.model_dump(exclude=_NOT_SHARED),
-        "augment": sections.augment.model_dump(),
+        "augment": sections.augment.model_dump(exclude={"preset", *left}),
         "train": sections.train.model_dump(exclude={"epochs", "checkpoint_every_s"}),
     }
     flat = {f"{section}.{field}": value for section, fields in kept.items() for field, value in fields.items()}

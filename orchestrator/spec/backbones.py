@@ -4,7 +4,8 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from orchestrator.spec.axes import Settings, canonical
+from orchestrator.spec.axes import Settings, canonical, changes_nothing
+from orchestrator.spec.presets import with_preset
 from orchestrator.spec.sections import Augment
 
 
@@ -129,10 +130,15 @@ def views(settings: Settings, pretrained: Pretrained, index_digest: str) -> tupl
     augments = changes(settings.augment)
     plain = [_FORMAT, index_digest, data.image_size, data.resize, pretrained.identity, pretrained.preprocessing]
     plain += [backbone.layer, backbone.pooling]
+    augmented = {
+        name: value
+        for name, value in settings.augment.model_dump(exclude={"validation", "preset", "mixup", "cutmix"}).items()
+        if not changes_nothing(f"augment.{name}", canonical(value))
+    }
     plain += ["exif"] if data.exif == "apply" else []  # without it as it was before there was a choice
 
     def view(draw: int | None) -> View:
-        changed = [] if draw is None else [draw, settings.augment.model_dump(exclude={"validation"})]
+        changed = [] if draw is None else [draw, augmented]
         return View(hashlib.sha256(canonical([*plain, *changed]).encode()).hexdigest()[:32], draw)
 
     training = [view(None), *(view(draw) for draw in range(1, backbone.views if augments else 1))]
@@ -140,8 +146,17 @@ def views(settings: Settings, pretrained: Pretrained, index_digest: str) -> tupl
 
 
 def changes(augment: Augment) -> bool:
-    """Whether it changes images at all."""
-    return augment.model_copy(update={"validation": False, "fill": "nearest"}) != Augment()
+    """Whether it changes images at all, each alone."""
+    kept = {"validation": False, "fill": "nearest", "mixup": 0.0, "cutmix": 0.0, "preset": "none"}
+    return with_preset(augment).model_copy(update=kept) != Augment()
+
+
+def shows(settings: Settings) -> bool:
+    """Whether a trial with these settings ever takes images that are changed, alone or by another one."""
+    backbone, augment = settings.backbone, settings.augment
+    if backbone and not backbone.unfreeze:
+        return changes(augment) and backbone.views > 1
+    return changes(augment) or augment.mixup > 0 or augment.cutmix > 0
 
 
 def preprocessing_by_name(model: str) -> str | None:

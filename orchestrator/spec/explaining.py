@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from orchestrator.spec.axes import SECTIONS, canonical
 from orchestrator.spec.notation import quoted, show
-from orchestrator.spec.sections import Budget, EarlyStopping, Notify, Race, Resources, Section, Spec
+from orchestrator.spec.sections import Budget, EarlyStopping, Notify, Race, Resources, Sample, Section, Spec
 from orchestrator.words import did_you_mean
 
 # fields that take one of several types, of which each has an error of its own
@@ -19,6 +19,7 @@ _EITHER = {
 _PARTS: dict[str, type[Section]] = {
     **SECTIONS,
     "race": Race,
+    "sample": Sample,
     "resources": Resources,
     "budget": Budget,
     "notify": Notify,

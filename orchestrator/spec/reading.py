@@ -12,10 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import BadInput
 from orchestrator.metrics import shown
-from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES, SECTIONS, backbone_names, canonical, models
+from orchestrator.spec.axes import AXIS_PATHS, RESERVED_AXES, SECTIONS, backbone_names, canonical, models, resolve
 from orchestrator.spec.backbones import APPLICATIONS, changes, is_file
 from orchestrator.spec.explaining import explain
 from orchestrator.spec.notation import parse, quoted, show, write
+from orchestrator.spec.presets import left_to_preset, with_preset
+from orchestrator.spec.ranges import Range, ends
+from orchestrator.spec.sampled import check_sample, read_range
 from orchestrator.spec.sections import (
     MOST_GUARDED,
     NO_BACKBONE,
@@ -28,8 +31,9 @@ from orchestrator.words import did_you_mean
 
 
 def to_yaml(spec: Spec) -> str:
-    """The spec as YAML, with every default written out."""
-    return write(spec.model_dump(mode="json"))
+    """The spec as YAML, with every default written out, but for fields that an axis `preset` may set."""
+    open_fields = set(left_to_preset(spec))
+    return write(spec.model_dump(mode="json", exclude={"augment": open_fields} if open_fields else None))
 
 
 def read_text(path: str | None) -> tuple[str, str]:
@@ -44,14 +48,24 @@ def read_text(path: str | None) -> tuple[str, str]:
         ) from None
 
 
-def read_spec(path: str | None, overrides: Sequence[str]) -> Spec:
-    """The spec in a file, or the one that is used when none is given, with `PATH=VALUE` overrides. Raises BadInput."""
+def read_spec(path: str | None, overrides: Sequence[str], points: Sequence[Mapping[str, Any]] = ()) -> Spec:
+    """The spec in a file, or the one that is used when none is given: see `load_spec`. Raises BadInput."""
     text, source = read_text(path)
-    return load_spec(text, overrides, source)
+    return load_spec(text, overrides, source, points)
 
 
-def load_spec(text: str, overrides: Sequence[str] = (), source: str = "spec") -> Spec:
-    """Parse a spec and apply `PATH=VALUE` overrides (VALUE is YAML).
+def read_points(text: str, source: str) -> list[Any]:
+    """The points in a file that holds these alone, as `--suggest` writes it. Raises BadInput."""
+    tree = parse(text, source)
+    if not isinstance(tree, dict) or tree.keys() != {"points"} or not isinstance(tree["points"], list):
+        raise BadInput(f"{source} must hold the key points alone, with a list, got {show(tree)}")
+    return tree["points"]
+
+
+def load_spec(
+    text: str, overrides: Sequence[str] = (), source: str = "spec", points: Sequence[Mapping[str, Any]] = ()
+) -> Spec:
+    """Parse a spec, apply `PATH=VALUE` overrides (VALUE is YAML), and add points that it does not hold already.
 
     Raises BadInput that names the field and says what to do.
     """
@@ -69,6 +83,9 @@ def load_spec(text: str, overrides: Sequence[str] = (), source: str = "spec") ->
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
             raise BadInput(f"--set must look like PATH=VALUE (say train.learning_rate=0.01), got {show(override)}")
         _put(tree, path.split("."), parse(value, f"--set {path}"))
+    own = tree.get("points") or []
+    if points and isinstance(own, list):
+        tree["points"] = [*own, *(point for point in points if point not in own)]
     return validate(tree)
 
 
@@ -93,16 +110,20 @@ def validate(tree: Mapping[str, Any]) -> Spec:
     spec = _check_race(spec, points, grid)
     if repeated := _first_repeat(spec.seeds):
         raise BadInput(f"seeds holds {repeated[1]} twice: each point would be trained twice; remove one")
-    spec = _check_backbone(spec.model_copy(update={"grid": grid, "points": points, "exclude": exclude}))
+    spec = spec.model_copy(update={"grid": grid, "points": points, "exclude": exclude})
+    if "preset" not in spec.axes:
+        spec = spec.model_copy(update={"augment": with_preset(spec.augment)})
+    spec = _check_backbone(spec)
     _check_arguments(spec)
+    check_sample(spec.grid, spec.sample, spec.exclude)
     return spec
 
 
-def _check_race(spec: Spec, points: Sequence[Mapping[str, Any]], grid: Mapping[str, Sequence[Any]]) -> Spec:
+def _check_race(spec: Spec, points: Sequence[Mapping[str, Any]], grid: Mapping[str, list[Any] | Range]) -> Spec:
     """The spec with the values of race.keep checked. Raises BadInput for what no point has, or for trials unlike."""
     if spec.race is None:
         return spec
-    values: dict[str, list[Any]] = {name: list(found) for name, found in grid.items()}
+    values: dict[str, list[Any]] = {name: list(ends(found)) for name, found in grid.items()}
     for point in points:
         for name, value in point.items():
             values.setdefault(name, []).append(value)
@@ -116,6 +137,11 @@ def _check_race(spec: Spec, points: Sequence[Mapping[str, Any]], grid: Mapping[s
         if name not in values or name == "epochs":
             raise BadInput(f"{path} must be an axis of the grid other than epochs ({axes}), got {show(name)}")
         known = dict.fromkeys(map(canonical, values[name]))
+        drawn = grid.get(name)
+        if isinstance(drawn, Range) and value is not None and drawn.holds(value):
+            continue
+        if isinstance(drawn, Range) and value is None:
+            raise BadInput(f"{path} must be an axis of at most {MOST_GUARDED} values, not the range of {name}")
         if value is not None and canonical(value) not in known:
             raise BadInput(f"{path} must be a value that a point has ({', '.join(known)}), got {show(value)}")
         if value is None and len(known) > MOST_GUARDED:
@@ -166,7 +192,11 @@ def _check_arguments(spec: Spec) -> None:
     """Raises BadInput for a value that the package's own models do not take; those of other models nobody knows."""
     if ":" in spec.model:
         return
-    given = [(f"grid.{quoted(name)}[{i}]", name, v) for name, found in spec.grid.items() for i, v in enumerate(found)]
+    given = [
+        (f"grid.{quoted(name)}{place}", name, value)
+        for name, found in spec.grid.items()
+        for place, value in zip(_places(found), ends(found), strict=True)
+    ]
     given += [
         (f"points[{i}].{quoted(name)}", name, v) for i, each in enumerate(spec.points) for name, v in each.items()
     ]
@@ -177,18 +207,28 @@ def _check_arguments(spec: Spec) -> None:
 
 def _unfreeze_values(spec: Spec) -> list[int]:
     default = spec.backbone.unfreeze if spec.backbone else 0
-    return [*spec.grid.get("unfreeze", [default]), *(point.get("unfreeze", default) for point in spec.points)]
+    return [*ends(spec.grid.get("unfreeze", [default])), *(point.get("unfreeze", default) for point in spec.points)]
 
 
 def _augments(spec: Spec) -> bool:
     """Whether some point changes its training images."""
-    own = [name for name, path in AXIS_PATHS.items() if path[0] == "augment" and name not in ("fill", "validation")]
-    values = [value for name in own for value in spec.grid.get(name, [])]
-    return changes(spec.augment) or any([*values, *(point.get(name) for point in spec.points for name in own)])
+    names = [name for name, path in AXIS_PATHS.items() if path[0] == "augment"]
+    values = [{name: value} for name in names for value in ends(spec.grid.get(name, []))]
+    values += [{name: value} for point in spec.points for name, value in point.items() if name in names]
+    return any(changes(resolve(spec, each).augment) for each in [{}, *values])
 
 
-def _check_axis(name: str, values: list[Any]) -> list[Any]:
+def _places(values: list[Any] | Range) -> list[str]:
+    """Where each of the `ends` stands, below the axis."""
+    return [".from", ".to"] if isinstance(values, Range) else [f"[{i}]" for i in range(len(values))]
+
+
+def _check_axis(name: str, values: Any) -> list[Any] | Range:
     path = f"grid.{quoted(name)}"
+    if isinstance(values, Mapping):
+        return read_range(name, values, _check_value)
+    if not isinstance(values, list):
+        raise BadInput(f"{path} must be a list, got {show(values)}")
     if not values:
         raise BadInput(f"{path} must hold at least one value, got an empty list: add values or remove the axis")
     checked = [_check_value(name, value, f"{path}[{i}]") for i, value in enumerate(values)]
@@ -211,13 +251,14 @@ def _kind(value: Any, axis: str) -> type:
     return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
 
 
-def _check_kinds(grid: Mapping[str, list[Any]], points: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_kinds(grid: Mapping[str, list[Any] | Range], points: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises BadInput for a point whose value is of another type than its axis. points: by their place in the spec."""
-    kinds = {name: _kind(values[0], name) for name, values in grid.items()}
+    kinds = {name: _kind(ends(values)[0], name) for name, values in grid.items()}
     for place, point in points.items():
         for name, value in point.items():
-            if value is not None and kinds.setdefault(name, _kind(value, name)) is not _kind(value, name):
-                others = grid.get(name) or [other[name] for other in points.values() if name in other]
+            kind = _kind(value, "" if isinstance(grid.get(name), Range) else name)  # no auto in a range
+            if value is not None and kinds.setdefault(name, kind) is not kind:
+                others = ends(grid.get(name, [])) or [other[name] for other in points.values() if name in other]
                 raise BadInput(
                     f"{place}.{quoted(name)} must be of one type with the other values of {name} "
                     f"({', '.join(map(show, others[:3]))}), got {show(value)}: put texts such as off in quotes"

@@ -4,8 +4,19 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    SkipValidation,
+    field_serializer,
+)
 from pydantic_core import PydanticCustomError
+
+from orchestrator.spec.ranges import Range
 
 Scalar = bool | int | float | str
 AUTO = "auto"  # a value that is found, not given
@@ -68,13 +79,35 @@ class Data(Section):
 
 
 class Augment(Section):
-    """Random changes to training images. Shifts are fractions of the side; rotation is drawn from +-rotation_deg."""
+    """Random changes to training images. Shifts are fractions of the side; rotation is drawn from +-rotation_deg.
+
+    preset: values for the fields that are not named; see spec.presets.
+    zoom: factors of height and width, each drawn from 1 +- zoom; below 1 enlarges. shear: drawn from +-shear degrees.
+    crop: a window anywhere in the image, enlarged to the whole; its share of each side is drawn from [1 - crop, 1].
+    brightness, contrast: a factor of the pixels, and of their distance from the mean of their channel, drawn from 1 +-
+    that much; pixels stay in [0, 255].
+    cutout: a black hole with this share of height and width, its middle anywhere in the image.
+    mixup: each image is mixed with another one, pixels and labels, by a share from Beta(mixup, mixup); 0: none.
+    cutmix: a box of another image instead, and the labels by its area; the share that stays is from Beta(cutmix,
+    cutmix). With both, each image takes one of them.
+    validation: change validation images too, but mix none.
+    """
 
     rotation_deg: float = Field(0.0, ge=0, le=180)
     width_shift: float = Field(0.0, ge=0, lt=1)
     height_shift: float = Field(0.0, ge=0, lt=1)
     horizontal_flip: bool = False
+    vertical_flip: bool = False
+    zoom: float = Field(0.0, ge=0, lt=1)
+    shear: float = Field(0.0, ge=0, lt=90)
+    crop: float = Field(0.0, ge=0, lt=1)
     fill: Literal["nearest", "reflect", "wrap", "constant"] = "nearest"
+    brightness: float = Field(0.0, ge=0, le=1)
+    contrast: float = Field(0.0, ge=0, le=1)
+    cutout: float = Field(0.0, ge=0, le=1)
+    mixup: float = Field(0.0, ge=0, le=100)
+    cutmix: float = Field(0.0, ge=0, le=100)
+    preset: Literal["none", "light", "medium", "strong"] = "none"
     validation: bool = False
 
 
@@ -229,6 +262,19 @@ class Race(Section):
     rule: Literal[1] = 1
 
 
+class Sample(Section):
+    """Draw points from the grid instead of training all of its product.
+
+    points: how many combinations, for each seed and fold; a list of epochs is not drawn from, as epochs are shared.
+    method: sobol spreads them evenly; random draws each number alone.
+    seed: another one draws others.
+    """
+
+    points: int = Field(ge=1, lt=2**31)
+    method: Literal["sobol", "random"] = "sobol"
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
 def _told(value: Any) -> Any:
     """An address alone is all that most runs have to say."""
     return {"url": value} if isinstance(value, str) else value
@@ -242,6 +288,9 @@ def _raced(value: Any) -> Any:
 class Spec(Section):
     """A whole run. `grid` is a product of axes, `points` adds single combinations to it, `exclude` removes some.
 
+    grid: of each axis a list of values, or the range from which a sample draws.
+    order: longest: trials that take longest start first, so that all end early; balanced: every value of every axis is
+    trained early, so that the board says something of each while most is still to be trained.
     model: auto is the head where there is a backbone, and small_cnn where there is none.
     """
 
@@ -251,16 +300,22 @@ class Spec(Section):
     backbone: Annotated[Backbone | None, BeforeValidator(_named)] = None
     model: str = Field("auto", pattern=r"^(auto|head|small_cnn|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$")
     train: Train = Train()
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, SkipValidation[list[Any] | Range]] = {}
+    sample: Sample | None = None
     points: list[dict[str, Any]] = []
     exclude: list[dict[str, Any]] = []
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([0], min_length=1)
     race: Annotated[Race | None, BeforeValidator(_raced)] = None
+    order: Literal["longest", "balanced"] = "longest"
     metric: str = "val_accuracy"
     resources: Resources = Resources()
     budget: Budget = Budget()
     notify: Annotated[Notify, BeforeValidator(_told)] = Notify()
     output: str = Field("./runs", min_length=1)
+
+    @field_serializer("grid")
+    def _grid_as_written(self, grid: dict[str, list[Any] | Range]) -> dict[str, Any]:
+        return {name: values.tree() if isinstance(values, Range) else values for name, values in grid.items()}
 
     def without_secrets(self) -> "Spec":
         """What may go to workers and into files."""
@@ -270,6 +325,11 @@ class Spec(Section):
     def axes(self) -> tuple[str, ...]:
         """Every axis, in the order of the spec: first those of the grid, then those that only single points name."""
         return tuple(dict.fromkeys([*self.grid, *(name for point in self.points for name in point)]))
+
+    @property
+    def ranges(self) -> dict[str, Range]:
+        """The axes of which points are drawn from a range."""
+        return {name: values for name, values in self.grid.items() if isinstance(values, Range)}
 
     @property
     def draws(self) -> list[tuple[int, int]]:

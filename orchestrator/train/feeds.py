@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from orchestrator.data.pipeline import FeatureSource, Source, training_batches, validation_batches
+from orchestrator.data.augmentation import Changes
+from orchestrator.data.pipeline import Batch, FeatureSource, Source, training_batches, validation_batches
 from orchestrator.train.steps import Step, judging, plain
 
 VALIDATION_BATCH = 64  # larger ones were no faster on a CPU, and hold more memory
@@ -16,22 +17,20 @@ VALIDATION_BATCH = 64  # larger ones were no faster on a CPU, and hold more memo
 _F = TypeVar("_F", bound=Callable[..., Any])
 _in_graph: Callable[[_F], _F] = tf.function(jit_compile=False)
 
-_Batch = tuple[tf.Tensor, tf.Tensor]  # images and labels
-
 
 class PipedFeed:
     """Trains on batches from tf.data, which prepares the next ones meanwhile."""
 
     def __init__(self, source: Source, rows: np.ndarray, batch_size: int, step: Step) -> None:
         self._source, self._rows, self._batch_size = source, rows, batch_size
-        self._batches: Iterator[_Batch] = iter(())
+        self._batches: Iterator[Batch] = iter(())
 
         @plain
-        def one_step(batch: _Batch, size: int) -> None:
+        def one_step(batch: Batch, size: int) -> None:
             step(*_of_size(batch, size))
 
         @_in_graph
-        def train(batches: Iterator[_Batch], count: tf.Tensor, size: int) -> None:
+        def train(batches: Iterator[Batch], count: tf.Tensor, size: int) -> None:
             for _ in tf.range(count):
                 one_step(next(batches), size)
 
@@ -57,15 +56,15 @@ class ResidentFeed:
         self._source, self._rows = source, tf.constant(rows, tf.int64)
         self._batch_size, self._steps = batch_size, math.ceil(len(rows) / batch_size)
         self._epoch = -1
-        self._layout: tuple[tf.Tensor, tf.Tensor] | None = None  # that epoch's order, and its changes or its view
+        self._layout: tuple[tf.Tensor, Changes] | None = None  # that epoch's order, and its changes or its view
         pick = plain(source.batch_at)
 
         @plain
-        def one_step(batch: _Batch, size: int) -> None:
+        def one_step(batch: Batch, size: int) -> None:
             step(*_of_size(batch, size))
 
         @_in_graph
-        def train(order: tf.Tensor, view: tf.Tensor, first: tf.Tensor, count: tf.Tensor, size: int) -> None:
+        def train(order: tf.Tensor, view: Changes, first: tf.Tensor, count: tf.Tensor, size: int) -> None:
             for i in tf.range(count):
                 one_step(pick(order, view, first + i * size, size), size)
 
@@ -89,8 +88,8 @@ class ResidentFeed:
         self._layout = None
 
 
-def _of_size(batch: _Batch, size: int) -> Iterator[tf.Tensor]:
-    """Images and labels of a batch whose size the graph is to know."""
+def _of_size(batch: Batch, size: int) -> Iterator[tf.Tensor]:
+    """The parts of a batch whose size the graph is to know."""
     return (tf.ensure_shape(part, (size, *part.shape[1:])) for part in batch)
 
 
@@ -99,7 +98,7 @@ class PipedValidation:
 
     def __init__(self, source: Source, rows: np.ndarray, model: keras.Model) -> None:
         self._all = validation_batches(source, rows, VALIDATION_BATCH)
-        self._batches: Iterator[_Batch] = iter(())
+        self._batches: Iterator[Batch] = iter(())
         self._validate = _validating(model, lambda batches, i: batches.get_next())
 
     def open(self) -> None:
@@ -121,9 +120,9 @@ class ResidentValidation:
     def __init__(self, source: FeatureSource, rows: np.ndarray, model: keras.Model) -> None:
         order, size = tf.constant(rows, tf.int64), VALIDATION_BATCH
 
-        def pick(place: tuple[tf.Tensor, tf.Tensor], i: tf.Tensor) -> _Batch:
+        def pick(place: tuple[tf.Tensor, tf.Tensor], i: tf.Tensor) -> Batch:
             view, first = place
-            return source.batch_at(order, view, (first + i) * size, size)
+            return source.batch_at(order, Changes(view, None), (first + i) * size, size)
 
         self._view, self._validate = source.validation, _validating(model, pick)
 
@@ -139,7 +138,7 @@ class ResidentValidation:
 
 
 def _validating(
-    model: keras.Model, pick: Callable[[Any, tf.Tensor], _Batch]
+    model: keras.Model, pick: Callable[[Any, tf.Tensor], Batch]
 ) -> Callable[[Any, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """Takes a place, a count and sums: the sums with those of so many batches added, and the outputs for them.
 

@@ -126,7 +126,8 @@ def _feature_source(
             key: tf.identity(shared_tensor(array)) if gpu else shared_tensor(array) for key, array in arrays.items()
         }
     *training, validation = (tensors[view.id] for view in wanted)
-    return FeatureSource(tuple(training), validation, source.labels, source.seed, gpu or "CPU:0")
+    where = gpu or "CPU:0"
+    return FeatureSource(tuple(training), validation, source.labels, source.seed, where, settings.augment)
 
 
 def _features_of(

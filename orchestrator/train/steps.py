@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-Step = Callable[[tf.Tensor, tf.Tensor], None]
+Step = Callable[..., None]  # takes the parts of a Batch
 # only loops over steps need autograph: converting all that they call took 0.4 s of a worker's first trial
 plain: Callable[..., Any] = tf.autograph.experimental.do_not_convert
 
@@ -31,12 +31,25 @@ def training_step(
     score, variables = _score_of(model), model.trainable_variables
 
     @plain
-    def step(images: tf.Tensor, labels: tf.Tensor) -> None:
+    def weighted_score(labels: tf.Tensor, output: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        losses, correct = score(labels, output)
+        return losses, losses if weights is None else losses * _weight_of(labels, weights), correct
+
+    @plain
+    def step(images: tf.Tensor, labels: tf.Tensor, *mixed: tf.Tensor) -> None:
         with tf.GradientTape() as tape:
-            losses, correct = score(labels, tf.cast(model(images, training=True), tf.float32))
+            output = tf.cast(model(images, training=True), tf.float32)
+            losses, weighted, correct = weighted_score(labels, output)
+            if mixed:
+                others, share = mixed
+                *parts, others_correct = weighted_score(others, output)
+                losses, weighted = (
+                    share * own + (1 - share) * other for own, other in zip((losses, weighted), parts, strict=True)
+                )
+                # of the label that counts for more
+                correct = tf.where(tf.reshape(share < 0.5, tf.shape(correct)), others_correct, correct)
             loss = tf.reduce_mean(losses)
-            weighted = loss if weights is None else tf.reduce_mean(losses * _weight_of(labels, weights))
-            objective = weighted + _penalty(model)
+            objective = (loss if weights is None else tf.reduce_mean(weighted)) + _penalty(model)
             scaled = optimizer.scale_loss(objective)
         optimizer.apply(tape.gradient(scaled, variables), variables)
         count = tf.cast(tf.shape(images)[0], tf.float64)

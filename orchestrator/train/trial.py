@@ -36,6 +36,7 @@ from orchestrator.train.device import (
 from orchestrator.train.export import Exporter
 from orchestrator.train.inputs import open_inputs
 from orchestrator.train.rates import with_rate
+from orchestrator.train.samples import write_samples
 from orchestrator.train.training import Training
 from orchestrator.train.warm import keep_warm, take_warm
 from orchestrator.words import last_line, now, plural
@@ -83,6 +84,8 @@ def run_trial(
             _start_from_frozen(training, trial.frozen, context, reporter)
         begun = True
         reporter.ready(cache.bad, training.epochs_done)
+        with contextlib.suppress(StoreError, OSError, BadInput):  # a picture is no reason not to train
+            write_samples(context, images.source)
         writer = _writer(training, context, reporter.say)
         _train(
             training, exporter, writer, reporter, functools.partial(_save_reached, training, context, facts, reporter)

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from orchestrator.data.pipeline import Source, shared_tensor, training_batches
+from orchestrator.spec.presets import PRESETS
 from orchestrator.spec.sections import Augment, Data
 
 IMAGES, SIDE, BATCH = 8000, 64, 10
@@ -19,6 +20,8 @@ AUGMENTS = {
     "none": Augment(),
     "rotation 20": Augment(rotation_deg=20),
     "rotation 20, shifts 0.2, flip": Augment(rotation_deg=20, width_shift=0.2, height_shift=0.2, horizontal_flip=True),
+    "preset strong": Augment(**PRESETS["strong"]),
+    "preset strong and mixup 0.2": Augment(**PRESETS["strong"], mixup=0.2),
 }
 
 
@@ -27,7 +30,7 @@ def pull(batches: tf.data.Iterator, steps: tf.Tensor) -> tf.Tensor:
     """Take `steps` batches as a trial does, inside a graph, and look at one pixel of each."""
     total = 0.0
     for _ in tf.range(steps):
-        images, _ = next(batches)
+        images, *_ = next(batches)
         total += images[0, 0, 0, 0]
     return total
 

@@ -291,6 +291,23 @@ def test_the_heat_map_takes_any_two_axes(visit: Callable[..., Page], cats: Path)
     expect(page.locator("#chart-heat .why")).to_have_text("Choose two different axes.")
 
 
+def test_ranges_are_shown_in_quarters(visit: Callable[..., Page], tmp_path: Path):
+    """64 rates are 4 columns of the heat map; lines of the parallel chart stand on a log scale."""
+    grid = {"learning_rate": {"from": 1e-4, "to": 1e-2, "scale": "log"}, "batch_size": {"from": 8, "to": 71}}
+    write_page(write_run(str(tmp_path / "drawn"), grid, drawn=64))
+    page = visit(tmp_path / "drawn" / "report.html")
+    open_all(page)
+    scroll_through(page)
+    page.locator("#heat-across").select_option("learning_rate")
+    page.locator("#heat-down").select_option("batch_size")
+    expect(page.locator("#chart-heat .xtick text")).to_have_text(
+        ["0.0001 to 0.000316", "0.000316 to 0.001", "0.001 to 0.00316", "0.00316 to 0.01"]
+    )
+    expect(page.locator("#chart-heat .ytick text")).to_have_text(["8 to 23", "24 to 39", "40 to 55", "56 to 71"])
+    ticks = page.locator("#chart-parallel .annotation-text").all_text_contents()
+    assert any(0.0009 < float(text) < 0.0011 for text in ticks), "halfway between 0.0001 and 0.01"
+
+
 def test_hostile_text_stays_text(visit: Callable[..., Page], cats: Path, tmp_path: Path):
     """In the board, the charts, the captions and the spec it reads as it was written, and nothing of it runs."""
     page = visit(cats)

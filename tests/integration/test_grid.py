@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,12 +58,16 @@ def test_a_second_driver_is_told_what_it_waits_for(tmp_path: Path, monkeypatch: 
 
 
 def test_a_grid_that_grew_trains_only_the_new_points(finished: Path) -> None:
-    """Another seed, and another axis with the old default among its values: what is trained stays."""
+    """Another seed, and points drawn on another axis, beside those at its default: what is trained stays.
+
+    While it goes on, it says what leads, and of how many points.
+    """
     before = results(finished)
-    bigger = [
-        *("--set", "grid={batch_size: [32, 64], epochs: [1, 2], learning_rate: [0.001, 0.01]}"),
-        *("--set", "seeds=[0, 7]"),
-    ]
+    there = ", ".join(f"{{batch_size: {size}, epochs: {epochs}}}" for size in (32, 64) for epochs in (1, 2))
+    rate = "{from: 0.0005, to: 0.02, scale: log}"
+    axes = f"{{batch_size: [32, 64], epochs: [1, 2], learning_rate: {rate}}}"
+    changes = (f"grid={axes}", "sample={points: 2}", f"points=[{there}]", "order=balanced", "seeds=[0, 7]")
+    bigger = [part for change in changes for part in ("--set", change)]
     plan = grid(*bigger, "--plan", "--json", cwd=finished.parents[1])
     assert json.loads(plan.stdout)["standing"] == {"done": 4, "missing": 0, "new": 12}
     grown = grid(*bigger, cwd=finished.parents[1])
@@ -72,6 +77,7 @@ def test_a_grid_that_grew_trains_only_the_new_points(finished: Path) -> None:
     assert len({name.partition("-")[0] for name in after}) == 2 + 6, "trials"
     assert len(board(finished)) == 16
     assert set(board(finished).status) == {"ok"}
+    assert re.search(r"^so far: batch_size=.* of \d+ of 16 points; .*\d+ not trained yet$", grown.stdout, re.MULTILINE)
 
 
 MOODY = """
