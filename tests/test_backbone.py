@@ -358,6 +358,9 @@ def test_pixels_are_prepared_as_keras_prepares_them(worker: ProcessPoolExecutor,
     assert worker.submit(preprocessed_as_keras_does, mode, module).result() < 1e-4
 
 
+FINE_TUNED = {"batch_size": [8], "dropout": [0.5], "epochs": [2], "unfreeze": [0, 2]}
+
+
 def fine_tune_in_pieces(trial: Trial, context: WorkerContext) -> dict[int, str]:
     """Stopped a few batches after the head is trained, and again."""
     from orchestrator.train import loop
@@ -392,6 +395,19 @@ def test_fine_tuning_branches_from_the_frozen_trial(tmp_path: Path, files: Path,
     assert (whole.milestones, [trial.milestones for trial in branches]) == ((2, 4), [(4,), (2,)])
     worker.submit(train, whole, longer, cache).result()
     assert digests(worker.submit(train, branches[1], longer, cache).result()[0]) == digests(tuned)
+
+
+@pytest.mark.slow
+def test_fine_tuning_follows_a_schedule_of_its_own(tmp_path: Path, files: Path, worker: ProcessPoolExecutor):
+    """Head and branch each fall with a cosine, and the branch begins with the averages of the head's weights."""
+    train_with = {"schedule": "cosine", "ema": 0.9}
+    both, plan = context_of(tmp_path / "both", files, train=train_with, grid=FINE_TUNED)
+    frozen, branch = plan.trials
+    cache = str(tmp_path / "node")
+    still, tuned = (worker.submit(train, trial, both, cache).result()[0] for trial in (frozen, branch))
+    assert digests(still) != digests(tuned)
+    alone, _ = context_of(tmp_path / "alone", files, train=train_with, grid=FINE_TUNED)
+    assert worker.submit(fine_tune_in_pieces, branch, alone).result() == digests(tuned)
 
 
 def test_views_are_trained_on_in_turn(tmp_path: Path, files: Path, worker: ProcessPoolExecutor):

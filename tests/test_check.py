@@ -218,7 +218,7 @@ def test_a_model_that_would_be_of_no_use_is_refused(check: Check, body: str, say
         ),
         (
             "dict(optimizer=keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 9)))",
-            "the schedule CosineDecay: set train.learning_rate, which stays the same",
+            "the schedule CosineDecay: set train.learning_rate and train.schedule",
         ),
         ("dict(optimizer='adam', loss='mse')", "the loss mean_squared_error: leave model.compile out"),
         (

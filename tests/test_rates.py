@@ -55,13 +55,19 @@ def test_sgd_is_tried_at_higher_rates() -> None:
 
 
 def test_one_range_test_serves_all_that_it_does_not_depend_on() -> None:
-    """Dropout, l2, seeds, folds, epochs; another batch size, optimizer, precision or argument has one of its own."""
+    """Dropout, l2, seeds, folds, epochs, schedules; another batch size, optimizer, precision or argument has its own."""
     apart = {"batch_size": [8, 32], "optimizer": ["adam", "sgd"], "units": [1, 2], "precision": ["float32"]}
-    shared = {"dropout": [0.0, 0.5], "l2": [0.0, 0.1], "epochs": [1, 2]}
+    shared = {
+        "dropout": [0.0, 0.5],
+        "l2": [0.0, 0.1],
+        "epochs": [1, 2],
+        "schedule": ["constant", "step"],
+        "ema": [0, 0.9],
+    }
     folds = {"uri": "images", "folds": 2}
     plan = planned(grid={**apart, **shared}, train={"learning_rate": "auto"}, seeds=[0, 1], data=folds)
     assert len(plan.rate_tests) == 8
-    assert {test.trials for test in plan.rate_tests} == {16}
+    assert {test.trials for test in plan.rate_tests} == {64}
     assert {
         (trial.values["batch_size"], trial.values["optimizer"], trial.values["units"]) for trial in plan.trials[:8]
     } == {

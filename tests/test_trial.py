@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -259,16 +260,19 @@ def test_a_killed_trial_goes_on_exactly(
         "train.precision=mixed_float16",
         "train.optimizer=adamw",
         "train.class_weight=balanced",
-        "train.learning_rate=auto",
+        "train.learning_rate=auto train.schedule=cosine train.ema=0.9",
         "train.lr_scale=sqrt",
-        "augment={preset: strong, mixup: 0.4, cutmix: 1}",
+        "augment={preset: strong, mixup: 0.4, cutmix: 1} train.label_smoothing=0.1",
+        "train.optimizer=sgd train.momentum=0.9 train.schedule=plateau train.plateau_patience=1",
+        "train.optimizer=nadam train.schedule=cosine train.clip_norm=0.5 train.weight_decay=0.1 train.ema=0.9",
+        "train.precision=mixed_float16 train.schedule=wsd train.ema=0.9",
     ],
 )
 def test_whatever_it_trains_with_a_killed_trial_goes_on_exactly(
     worker: ProcessPoolExecutor, tmp_path: Path, setting: str
 ) -> None:
-    """Half-size numbers, whose losses are scaled, an optimizer with other state, weights of classes, mixed images."""
-    settings = (setting, "grid.epochs=[2]", "train.checkpoint_every_s=0.001")
+    """Half-size numbers, whose losses are scaled, optimizers with other state, rates that change, mixed images."""
+    settings = (*re.split(r" (?=train)", setting), "grid.epochs=[2]", "train.checkpoint_every_s=0.001")
     work, (trial,) = work_in(tmp_path / "killed", *settings)
     kill_in_mid_epoch(trial, work, 1)
     quiet, _ = work_in(tmp_path / "quiet", *settings)

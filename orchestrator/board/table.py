@@ -133,7 +133,7 @@ def build_history(results: Mapping[str, Result]) -> pa.Table:
         {
             "trial_id": pa.string(),
             "epoch": pa.int32(),
-            **{name: pa.float64() for name in (*recorded(), "train_s", "images_per_s", "validate_s")},
+            **{name: pa.float64() for name in (*recorded(), "train_s", "images_per_s", "validate_s", "learning_rate")},
         }
     )
     rows = [
@@ -225,8 +225,8 @@ def cost_usd(spec: Spec, plan: Plan, results: Mapping[str, Result]) -> float | N
 
     None where a node has no known price. What was trained and lost as a worker died is not in it.
     """
-    own = [results[trial.id] for trial in plan.trials if trial.id in results]
-    costs = [_cost_usd(spec, result, result.history) for result in own]
+    own = [(trial.epochs_of_another, results[trial.id]) for trial in plan.trials if trial.id in results]
+    costs = [_cost_usd(spec, result, result.history[epochs:]) for epochs, result in own]
     known = [cost for cost in costs if cost is not None]
     return sum(known) if known and len(known) == len(costs) else None
 

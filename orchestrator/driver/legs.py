@@ -17,8 +17,10 @@ class GridLegs:
     def __init__(self, state: RunState) -> None:
         self._state = state
         self.trials: Sequence[Trial] = state.plan.trials
+        self._some_wait = any(trial.epochs_of_another for trial in self.trials)
         self._waiting: deque[Trial] = deque()
         self._taken: dict[str, int] = {}  # trial id -> epochs up to which it was given out
+        self._passed: dict[str, float] = {}  # trial id -> epochs that its worker has told of
         self._out: set[str] = set()  # of these, the trials whose legs have not ended
 
     def take(self) -> Trial | None:
@@ -36,13 +38,25 @@ class GridLegs:
         if epochs is None or epochs >= self._taken.get(trial_id, 0):  # else an earlier leg, told of twice
             self._out.discard(trial_id)
 
+    def passed(self, trial_id: str, epochs: float) -> None:
+        """The trial's worker has so many epochs behind it."""
+        self._passed[trial_id] = epochs
+
     @property
     def may_grow(self) -> bool:
-        return self._state.context.spec.race is not None
+        return self._state.context.spec.race is not None or (self._some_wait and bool(self._new(held=True)))
 
     def over(self) -> bool:
         return not (self._waiting or self._new() or (self._out and self.may_grow))
 
-    def _new(self) -> list[Trial]:
-        """What may be trained and was not given out."""
-        return [leg for leg in self._state.left if self._taken.get(leg.id, 0) < leg.epochs]
+    def _new(self, held: bool = False) -> list[Trial]:
+        """What may be trained and was not given out. held: those for which another trial still trains."""
+        left = self._state.left
+        at_work = {leg.id for leg in left if leg.id in self._out or leg.id not in self._taken}
+        new = [leg for leg in left if self._taken.get(leg.id, 0) < leg.epochs]
+        return [leg for leg in new if self._is_held(leg, at_work) == held]
+
+    def _is_held(self, leg: Trial, at_work: set[str]) -> bool:
+        """Whether a trial at work has yet to train the epochs with which this one begins."""
+        stable = leg.stable
+        return bool(stable and stable.trainer in at_work and self._passed.get(stable.trainer, 0) < stable.until)

@@ -13,7 +13,7 @@ from orchestrator.driver.lay_out import Options, lay_out, points_planned_before
 from orchestrator.driver.state import RunState
 from orchestrator.driver.summary import describe_index
 from orchestrator.plans.describe import as_tree, describe, describe_outlook, forecast_tree
-from orchestrator.plans.disk import describe_disk
+from orchestrator.plans.disk import describe_disk, forks_of
 from orchestrator.plans.features import FeatureView
 from orchestrator.plans.forecast import worker_memory_mb
 from orchestrator.plans.points import Plan, Trial, count_by_state, remaining
@@ -122,8 +122,10 @@ def _say_left_out(plan: Plan, planned_before: list[str], console: Console) -> No
 
 def _kept(state: RunState) -> tuple[int, int]:
     """How many checkpoints and models stay when the run is over."""
-    keep, trials, points = state.context.keep, len(state.plan.trials), len(state.plan.points)
-    checkpoints = {KeepCheckpoints.all: trials, KeepCheckpoints.best: 1, KeepCheckpoints.none: 0}[
-        state.keep_checkpoints
-    ]
+    keep, trials, points = state.context.keep, state.plan.trials, len(state.plan.points)
+    checkpoints = {
+        KeepCheckpoints.all: len(trials) + forks_of(trials),
+        KeepCheckpoints.best: 1,
+        KeepCheckpoints.none: 0,
+    }[state.keep_checkpoints]
     return checkpoints, {KeepModels.all: points, KeepModels.best: 1, KeepModels.none: 0}[keep]

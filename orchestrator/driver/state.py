@@ -169,6 +169,8 @@ class RunState:
         is_over = last and not open_  # a race stops no more, and goes on with none that it has stopped
         over = {t.id for t in self.plan.trials if t.id in done and (is_over or done[t.id] >= t.epochs)}
         over -= open_ | {trial.frozen for trial in self.plan.trials if trial.frozen and trial.id not in over}
+        stable = [(trial.stable.id, trial.id in over) for trial in self.plan.trials if trial.stable]
+        over |= {each for each, _ in stable} - {each for each, is_over in stable if not is_over}
         if (leader := self.leader) and not (is_over and keep is KeepCheckpoints.none):  # its model may be to be made
             over.discard(leader.trial_id)
         delete_checkpoints(self.context.run, over)

@@ -100,6 +100,7 @@ class GridWatch:
 
     def ready(self, trial_id: str, epochs_done: float) -> None:
         self._tell("trial.ready", trial=trial_id, epochs_done=epochs_done)
+        self.legs.passed(trial_id, epochs_done)
         self.progress.ready(trial_id, epochs_done)
 
     def refused(self, trial: Trial, why: str) -> None:
@@ -124,6 +125,7 @@ class GridWatch:
 
     def epoch(self, trial_id: str, epoch: Epoch) -> None:
         self._tell("trial.epoch", trial=trial_id, epoch=epoch.epoch, figures=self._figures(epoch))
+        self.legs.passed(trial_id, epoch.epoch)
         self.progress.epoch(trial_id, epoch)
 
     def reached(self, result: Result) -> None:

@@ -25,7 +25,8 @@ def describe(
     sizes = sorted({(_training_images(plan, trial), _batch_size(plan, trial)) for trial in plan.trials})
     of_many = len({images for images, _ in sizes}) > 1
     steps = "; ".join(_steps(images, size, of_many) for images, size in sizes)
-    shared = "" if plan.epochs_asked == plan.epochs_trained else " (points that differ only in epochs share a trial)"
+    what = "a trial, or its stable part" if any(trial.stable for trial in plan.trials) else "a trial"
+    shared = "" if plan.epochs_asked == plan.epochs_trained else f" (points that differ only in epochs share {what})"
     lines = [
         f"{spec.name}: {plural(len(plan.points), 'point')}, {plural(len(plan.trials), 'trial')}",
         *(f"  {'images' if i == 0 else '':7} {line}" for i, line in enumerate(images)),
@@ -35,6 +36,7 @@ def describe(
         *([f"  sample  {_say_sample(spec)}"] if spec.sample else []),
         f"  steps   an epoch: {steps}",
         f"  epochs  {plan.epochs_asked} asked for, {plan.epochs_trained} trained{shared}",
+        *(f"          {line}" for line in _cosine_lines(plan)),
         f"  folder  {folder}",
         *([f"  disk    {disk}"] if disk else []),
         *(["", *forecast_lines] if forecast_lines else []),
@@ -44,8 +46,11 @@ def describe(
     for trial in plan.trials[:20]:
         milestones = ",".join(map(str, trial.milestones))
         branch = f"  after {trial.frozen}" if trial.frozen else ""
+        if begins := trial.epochs_of_another:
+            assert trial.stable
+            branch = f"  after {plural(begins, 'epoch')} of {trial.stable.trainer}"
         name = trial.label
-        lines.append(f"{trial.id}  {milestones:<8}  {clock(trial.forecast_s):>8}  {name}{branch}")
+        lines.append(f"{trial.id}  {milestones:<8}  {clock(trial.left_s(begins)):>8}  {name}{branch}")
     if len(plan.trials) > 20:
         lines.append(f"and {len(plan.trials) - 20} more")
     return lines
@@ -121,11 +126,12 @@ def as_tree(plan: Plan, points_by_state: Mapping[str, int]) -> dict[str, Any]:
                 "seed": t.seed,
                 **_fold(plan, t.fold),
                 "milestones": t.milestones,
-                "forecast_s": round(t.forecast_s, 3),
+                "forecast_s": round(t.left_s(t.epochs_of_another), 3),
                 **t.values,
                 "steps_per_epoch": math.ceil(_training_images(plan, t) / _batch_size(plan, t)),
                 **({"branches_from": t.frozen} if t.frozen else {}),
                 **({"rate_test": t.rate_test} if t.rate_test else {}),
+                **({"forks_from": t.stable.trainer} if t.stable and t.stable.trainer else {}),
             }
             for t in plan.trials
         ],
@@ -168,6 +174,12 @@ def _cache_lines(plan: Plan, spec: Spec) -> Iterator[str]:
             yield f"{decoded}: more than {limit}, so every epoch of every trial streams them anew"
         else:
             yield f"{decoded}: within {limit}, so each node fetches and decodes them once"
+
+
+def _cosine_lines(plan: Plan) -> Iterator[str]:
+    """What it costs that a cosine depends on how many epochs there are."""
+    if more := plan.cosine_epochs:
+        yield f"with a cosine they share nothing, as its rates depend on the last epoch: {plural(more, 'epoch')} more"
 
 
 def _feature_lines(plan: Plan) -> Iterator[str]:

@@ -11,7 +11,7 @@ from orchestrator.spec.sections import Spec
 from orchestrator.words import plural
 
 _SLOTS = {"adam": 2, "adamw": 2, "nadam": 2, "rmsprop": 1, "adagrad": 1, "sgd": 0}  # numbers that it keeps for a weight
-_DEPENDS_ON = ("image_size", "optimizer", "backbone", "unfreeze", "hidden")
+_DEPENDS_ON = ("image_size", "optimizer", "backbone", "unfreeze", "hidden", "momentum", "ema")
 
 
 def describe_disk(plan: Plan, spec: Spec, classes: int, found: Collection[int], kept: tuple[int, int]) -> str:
@@ -30,7 +30,7 @@ def describe_disk(plan: Plan, spec: Spec, classes: int, found: Collection[int], 
         slots.add(_slots(settings, spec))
         weights = _weights(settings, plan, classes)
         size_bytes = max(found, default=None) if weights is None else 4 * weights * _slots(settings, spec)
-        sizes += [size_bytes] * len(trials)
+        sizes += [size_bytes] * (len(trials) + forks_of(trials))
         largest = max(largest, (size_bytes or 0) / _slots(settings, spec))
     backbone = ", each with its backbone" if plan.features and models else ""
     times = "as much as" if slots == {1} else f"{' or '.join(map(str, sorted(slots)))} times what"
@@ -45,11 +45,16 @@ def describe_disk(plan: Plan, spec: Spec, classes: int, found: Collection[int], 
     return f"about {_size(total)} in the run folder: {line}"
 
 
+def forks_of(trials: Collection[Trial]) -> int:
+    """How many states of stable parts are kept."""
+    return sum(len(trial.stable.forks) for trial in trials if trial.stable and trial.stable.trainer is None)
+
+
 def _slots(settings: Settings, spec: Spec) -> int:
     """How many numbers a checkpoint holds for each weight: itself, the optimizer's, and that of the best epoch."""
-    early = settings.train.early_stopping
+    train, early = settings.train, settings.train.early_stopping
     best = bool(METRICS[spec.metric].best_of) or bool(early and early.restore_best)
-    return 1 + _SLOTS[settings.train.optimizer] + best
+    return 1 + _SLOTS[train.optimizer] + bool(train.momentum) + bool(train.ema) + best
 
 
 def _weights(settings: Settings, plan: Plan, classes: int) -> int | None:

@@ -42,6 +42,23 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
+class Stable:
+    """The epochs of a wsd trial before its rate falls, which trials that differ in epochs have in common.
+
+    Attributes:
+        id: 12 hex digits, like a trial's: the states at the forks are kept under it.
+        until: How many epochs.
+        forks: After how many of them trials of the plan leave it, this one last, ascending.
+        trainer: Id of the trial that trains these epochs; None: this one does.
+    """
+
+    id: str
+    until: int
+    forks: tuple[int, ...] = ()
+    trainer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """One training run on one worker.
 
@@ -57,6 +74,7 @@ class Trial:
             a trial has one milestone, and goes on for as many epochs as the frozen one has then.
         fold: In which fold of the images it validates; 0 where there is one.
         rate_test: Id of the range test that finds its learning rate; None where the spec gives it.
+        stable: What it shares with longer or shorter ones, where its schedule is wsd. Such a trial has one milestone.
     """
 
     id: str
@@ -68,7 +86,13 @@ class Trial:
     points: tuple[str, ...]
     frozen: str | None = None
     fold: int = 0
+    stable: Stable | None = None
     rate_test: str | None = None
+
+    @property
+    def epochs_of_another(self) -> int:
+        """With how many epochs of another trial of the plan it begins."""
+        return self.stable.until if self.stable and self.stable.trainer else 0
 
     @property
     def draw(self) -> tuple[int, int]:
@@ -99,6 +123,7 @@ class Plan:
         order: longest or balanced: see Spec.
         features: What is to be made of the images before trials with a backbone can train.
         rate_tests: The range tests that trials need whose learning rate is auto.
+        cosine_epochs: How many epochs points with a cosine take more than if they could share trials.
     """
 
     axes: tuple[str, ...]
@@ -109,6 +134,7 @@ class Plan:
     features: tuple[FeatureView, ...] = ()
     rate_tests: tuple[RangeTest, ...] = ()
     order: str = "longest"
+    cosine_epochs: int = 0
 
     def in_order(self, legs: Collection[Trial]) -> tuple[Trial, ...]:
         """Trials of this plan, or legs of them, in the order in which they start."""
@@ -125,7 +151,7 @@ class Plan:
     @property
     def epochs_trained(self) -> int:
         """Epochs that the trials take."""
-        return sum(trial.epochs for trial in self.trials)
+        return sum(trial.epochs - trial.epochs_of_another for trial in self.trials)
 
 
 def make_plan(
@@ -161,7 +187,8 @@ def make_plan(
     ordered = _balanced(trials, spec) if spec.order == "balanced" else _longest_first(trials)
     index = (index_digest, counts.images)
     features = feature_views(trials, spec, networks.backbones, index, pace)
-    return Plan(spec.axes, points, ordered, counts, shared, features, rate_tests, spec.order)
+    more = _cosine_epochs(trials, spec) if share_epochs else 0
+    return Plan(spec.axes, points, ordered, counts, shared, features, rate_tests, spec.order, more)
 
 
 def _points(spec: Spec, defaults: Mapping[str, Any], hashes: TrialHashes) -> Iterator[Point]:
@@ -223,16 +250,44 @@ def _trials(
         epochs, ids = tuple(point.epochs for point in own), tuple(point.id for point in own)
         seed, fold, ends = own[0].seed, own[0].fold, epochs[-1]
         frozen = hashes.of_frozen(own[0].values, (seed, fold), own[0].epochs)
-        trials.append(Trial(trial_id, values, seed, epochs, ends, forecast_s[key] * ends, ids, frozen, fold))
-    return trials
+        found = hashes.of_stable(own[0].values, (seed, fold), own[0].epochs)
+        stable = Stable(*found) if found else None
+        trials.append(Trial(trial_id, values, seed, epochs, ends, forecast_s[key] * ends, ids, frozen, fold, stable))
+    return _with_trainers(trials)
+
+
+def _with_trainers(trials: Sequence[Trial]) -> list[Trial]:
+    """Where trials have a stable part in common, the one with the most of it trains it, and the others begin there."""
+    alike: dict[str, list[tuple[int, str]]] = {}
+    for trial in trials:
+        if trial.stable:
+            alike.setdefault(trial.stable.id, []).append((trial.stable.until, trial.id))
+    found = []
+    for trial in trials:
+        if trial.stable:
+            forks = tuple(sorted({until for until, _ in alike[trial.stable.id] if until <= trial.stable.until}))
+            trainer = max(alike[trial.stable.id])[1]
+            stable = replace(trial.stable, forks=forks, trainer=None if trainer == trial.id else trainer)
+            trial = replace(trial, stable=stable)
+        found.append(trial)
+    return found
+
+
+def _cosine_epochs(trials: Collection[Trial], spec: Spec) -> int:
+    """How many epochs trials with a cosine, which differ only in these, have more than the longest of them."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for trial in trials:
+        if trial.values.get("schedule", spec.train.schedule) == "cosine" and trial.frozen is None:
+            alike.setdefault((*map(canonical, trial.values.values()), trial.draw), []).append(trial.epochs)
+    return sum(sum(epochs) - max(epochs) for epochs in alike.values())
 
 
 def _longest_first(trials: Collection[Trial]) -> tuple[Trial, ...]:
     """First those that others need, and then the longest first.
 
-    Needed are those that others branch from, and one of each range test: what it finds is there for the others.
+    Needed are those that others begin from, and one of each range test: what it finds is there for the others.
     """
-    needed = {trial.frozen for trial in trials}
+    needed = {trial.frozen for trial in trials} | {trial.stable.trainer for trial in trials if trial.stable}
     ordered = sorted(trials, key=lambda trial: (trial.id not in needed, -trial.forecast_s))
     first_of_test = {trial.rate_test: trial.id for trial in reversed(ordered) if trial.rate_test}
     needed.update(first_of_test.values())
@@ -268,8 +323,18 @@ def points_of(trial: Trial, axes: Collection[str]) -> tuple[Point, ...]:
 
 def remaining(plan: Plan, done: Mapping[str, int]) -> tuple[Trial, ...]:
     """The trials still to train, in the order in which they start. done: trial id -> epochs that its result covers."""
+    kept: dict[str, set[int]] = {}  # stable part -> epochs after which trials that are done have left it
+    for trial in plan.trials:
+        if trial.stable and done.get(trial.id, 0) >= trial.epochs:
+            kept.setdefault(trial.stable.id, set()).add(trial.stable.until)
+
+    def begins(trial: Trial) -> int:
+        forks = kept.get(trial.stable.id, set()) if trial.stable else set()
+        own = (fork for fork in forks if trial.stable and fork <= trial.stable.until)
+        return max(done.get(trial.id, 0), trial.epochs_of_another, *own)
+
     left = [
-        replace(trial, forecast_s=trial.left_s(done.get(trial.id, 0)))
+        replace(trial, forecast_s=trial.left_s(begins(trial)))
         for trial in plan.trials
         if done.get(trial.id, 0) < trial.epochs
     ]

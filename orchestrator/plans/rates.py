@@ -14,6 +14,7 @@ from orchestrator.errors import BadInput
 from orchestrator.plans.forecast import Counts, Pace, epoch_s
 from orchestrator.spec.axes import Settings, axis_path, canonical, deciding, resolve
 from orchestrator.spec.networks import Networks
+from orchestrator.spec.schedules import PARAMETERS, idle_fields
 from orchestrator.spec.sections import AUTO, Spec, Train, is_streamed
 from orchestrator.words import plain
 
@@ -23,7 +24,10 @@ _DECADES = {"sgd": (-4, 1), "adagrad": (-4, 1)}  # powers of ten, of the lowest 
 _OTHER_DECADES = (-5, -1)
 # What one test serves all values of: arguments of the model, and fields of train that a test does not use.
 _SHARED_ARGUMENTS = ("dropout", "l2")
-_UNUSED = ("epochs", "learning_rate", "fine_tune_learning_rate", "early_stopping", "checkpoint_every_s")
+_UNUSED = (
+    *("epochs", "learning_rate", "fine_tune_learning_rate", "schedule", *PARAMETERS, "ema"),
+    *("early_stopping", "checkpoint_every_s"),
+)
 _POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 
 
@@ -180,7 +184,8 @@ def _test(
     lines = {**deciding(test), **networks.lines(test, ()), "index": digest, "split": counts.split, "rule": _RULE}
     lines |= {axis_path(name): value for name, value in test.model_args.items()}
     lines |= {"streamed": True} if counts.packed and is_streamed(test.data, counts.images) else {}
-    texts = sorted(f"{path}={canonical(value)}" for path, value in lines.items())
+    idle = {f"train.{name}" for name in idle_fields(test.train)}
+    texts = sorted(f"{path}={canonical(value)}" for path, value in lines.items() if path not in idle)
     test_id = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
     steps = STEPS * len(rates_to_try(train))
     of_all = replace(test, data=test.data.model_copy(update={"training_images": None}))

@@ -53,6 +53,7 @@ class Epoch(Record):
         metrics: Name -> value, with the names of metrics.METRICS. Results of 0.1.0 have no objectives, as their losses
             include the penalties of the model's regularizers, and nothing that is computed from predictions.
         train_s: Seconds of training, without validate_s.
+        learning_rate: Of its last step, where it changes; otherwise None.
     """
 
     epoch: int = Field(ge=1)
@@ -60,6 +61,7 @@ class Epoch(Record):
     train_s: float = Field(ge=0)
     images_per_s: float = Field(ge=0)
     validate_s: float = Field(0.0, ge=0)
+    learning_rate: float | None = Field(None, ge=0, exclude_if=lambda rate: rate is None)
 
     @model_validator(mode="before")
     @classmethod
@@ -74,7 +76,8 @@ class Epoch(Record):
     def figures(self) -> dict[str, float]:
         """Everything that was measured, by name: a row of the history."""
         times = {"train_s": self.train_s, "images_per_s": self.images_per_s, "validate_s": self.validate_s}
-        return {**self.metrics, **times}
+        rate = {} if self.learning_rate is None else {"learning_rate": self.learning_rate}
+        return {**self.metrics, **times, **rate}
 
 
 class Right(Record):

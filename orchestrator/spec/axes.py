@@ -59,6 +59,17 @@ LATER = {
     "train.lr_scale": "none",
     "train.lr_base_batch": 32,
     "train.class_weight": "none",
+    "train.schedule": "constant",
+    "train.warmup_epochs": 1,
+    "train.step_epochs": 5,
+    "train.plateau_patience": 3,
+    "train.decay_factor": 0.1,
+    "train.decay_share": 0.2,
+    "train.weight_decay": None,
+    "train.momentum": 0.0,
+    "train.clip_norm": 0.0,
+    "train.label_smoothing": 0.0,
+    "train.ema": 0.0,
 }
 # Fields of data that say which images there are, which is in the index, or only where and how they are read.
 _NOT_SHARED = {"uri", "layout", "labels", "on_bad_image", "on_duplicate", "cache_limit_gb"}
@@ -66,7 +77,7 @@ _NOT_SHARED = {"uri", "layout", "labels", "on_bad_image", "on_duplicate", "cache
 # the plan as JSON, columns of the leaderboard.
 RESERVED_AXES = (
     {"early_stopping", "checkpoint_every_s", "input_shape", "classes", "id", "milestones", "forecast_s"}
-    | {"branches_from", "rate_test", "rate_used"}
+    | {"branches_from", "forks_from", "rate_test", "rate_used"}
     | {
         "rank",
         "point_id",

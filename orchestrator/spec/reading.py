@@ -19,6 +19,7 @@ from orchestrator.spec.notation import parse, quoted, show, write
 from orchestrator.spec.presets import left_to_preset, with_preset
 from orchestrator.spec.ranges import Range, ends
 from orchestrator.spec.sampled import check_sample, read_range
+from orchestrator.spec.schedules import PARAMETERS, READS
 from orchestrator.spec.sections import (
     MOST_GUARDED,
     NO_BACKBONE,
@@ -26,6 +27,7 @@ from orchestrator.spec.sections import (
     Scalar,
     Section,
     Spec,
+    Train,
 )
 from orchestrator.words import did_you_mean
 
@@ -115,8 +117,23 @@ def validate(tree: Mapping[str, Any]) -> Spec:
         spec = spec.model_copy(update={"augment": with_preset(spec.augment)})
     spec = _check_backbone(spec)
     _check_arguments(spec)
+    _check_schedules(spec)
     check_sample(spec.grid, spec.sample, spec.exclude)
     return spec
+
+
+def _check_schedules(spec: Spec) -> None:
+    """Raises BadInput for a field that no point's schedule reads."""
+    schedules = set(_values_of(spec, "schedule"))
+    named = [*(f"train.{name}" for name in spec.train.model_fields_set), *(f"grid.{name}" for name in spec.axes)]
+    for path in named:
+        name = path.partition(".")[2]
+        readers = [schedule for schedule, names in READS.items() if name in names]
+        default = Train.model_fields[name].default if name in PARAMETERS else None
+        if readers and not schedules.intersection(readers) and set(_values_of(spec, name)) != {default}:
+            raise BadInput(
+                f"{path} must have points that read it: set train.schedule to {' or '.join(readers)}, or leave it out"
+            )
 
 
 def _check_race(spec: Spec, points: Sequence[Mapping[str, Any]], grid: Mapping[str, list[Any] | Range]) -> Spec:
@@ -206,8 +223,13 @@ def _check_arguments(spec: Spec) -> None:
 
 
 def _unfreeze_values(spec: Spec) -> list[int]:
-    default = spec.backbone.unfreeze if spec.backbone else 0
-    return [*ends(spec.grid.get("unfreeze", [default])), *(point.get("unfreeze", default) for point in spec.points)]
+    return _values_of(spec, "unfreeze", spec.backbone.unfreeze if spec.backbone else 0)
+
+
+def _values_of(spec: Spec, name: str, default: Any = None) -> list[Any]:
+    """The values of an axis that points have. default: of those that do not name it; None: that of train."""
+    default = getattr(spec.train, name) if default is None else default
+    return [*ends(spec.grid.get(name, [default])), *(point.get(name, default) for point in spec.points)]
 
 
 def _augments(spec: Spec) -> bool:

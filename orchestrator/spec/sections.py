@@ -159,6 +159,19 @@ class Train(Section):
     lr_scale: multiply learning_rate, and fine_tune_learning_rate, by the batch size over lr_base_batch (linear), or by
     its root (sqrt).
     fine_tune_learning_rate: with backbone.unfreeze; null: a tenth of learning_rate.
+    schedule: how the rate changes: constant: not; warmup: it rises; step: it falls from time to time; cosine: it rises
+    and falls to 0; plateau: it falls where val_loss does not; wsd: it rises, stays, and falls to 0 (warm-up, stable,
+    decay).
+    warmup_epochs: of warmup, cosine and wsd: for so many epochs it rises from 0, with every step.
+    step_epochs: of step: it falls each time after so many epochs.
+    plateau_patience: of plateau: it falls after so many epochs without a val_loss that is lower by 0.0001.
+    decay_factor: of step and plateau: what the rate is multiplied by where it falls.
+    decay_share: of wsd: the share of the epochs, whole ones, in which it falls; spec/schedules.py has how many.
+    weight_decay: null: what Keras' optimizer does by default, 0.004 for adamw, and nothing for others.
+    momentum: of sgd and rmsprop; 0: none. clip_norm: the most that the norm of all gradients may be; 0: any.
+    label_smoothing: in what is trained for alone; losses and val_loss stay those of the labels.
+    ema: decay, at each step, of the moving average of the weights with which the trial is validated, ranked and
+    exported; 0: none.
     class_weight: what an image of a class counts for in training: none: 1; balanced: so that all classes count alike;
     or a number for each class, 1 for those that are not named.
     """
@@ -170,6 +183,17 @@ class Train(Section):
     lr_scale: Literal["none", "sqrt", "linear"] = "none"
     lr_base_batch: int = Field(32, ge=1, lt=2**31)
     fine_tune_learning_rate: float | None = Field(None, gt=0)
+    schedule: Literal["constant", "warmup", "step", "cosine", "plateau", "wsd"] = "constant"
+    warmup_epochs: int = Field(1, ge=0, lt=2**31)
+    step_epochs: int = Field(5, ge=1, lt=2**31)
+    plateau_patience: int = Field(3, ge=1, lt=2**31)
+    decay_factor: float = Field(0.1, gt=0, lt=1)
+    decay_share: float = Field(0.2, gt=0, le=1)
+    weight_decay: float | None = Field(None, ge=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    clip_norm: float = Field(0.0, ge=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    ema: float = Field(0.0, ge=0, lt=1)
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     class_weight: Literal["none", "balanced"] | dict[str, Annotated[float, Field(ge=0)]] = "none"
     early_stopping: EarlyStopping | None = None

@@ -116,13 +116,14 @@ class Exporter:
 
     def _write(self, milestone: int, weights: Sequence[np.ndarray] | None, outputs: np.ndarray | None) -> None:
         training, run = self._training, self._context.run
-        with _lent(training.weights, weights):
-            keras_file = to_bytes(self._whole_model())
-            digest = weights_digest(training.model)
-        if outputs is None:
-            validated = training.loop.validate()
-            assert validated is not None  # nothing stops it
-            outputs = validated.outputs
+        with training.averaged():
+            with _lent(training.weights, weights):
+                keras_file = to_bytes(self._whole_model())
+                digest = weights_digest(training.model)
+            if outputs is None:
+                validated = training.loop.validate()
+                assert validated is not None  # nothing stops it
+                outputs = validated.outputs
         index, rows, probabilities = self._context.index, training.images.validation_rows, class_probabilities(outputs)
         threshold, chosen = choose_threshold(self._context.spec.metric, index.labels[rows], probabilities)
         facts = self._facts(milestone, digest).model_copy(update={"threshold": threshold, "threshold_chosen": chosen})

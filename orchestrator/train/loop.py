@@ -15,7 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from orchestrator.data.pipeline import FeatureSource, Source
+from orchestrator.spec.sections import Train
 from orchestrator.train.feeds import VALIDATION_BATCH, PipedFeed, PipedValidation, ResidentFeed, ResidentValidation
+from orchestrator.train.schedules import with_rates
 from orchestrator.train.steps import Sums, no_sums, training_step
 
 _STRETCH_S = 1.0
@@ -56,6 +58,8 @@ class Loop:
     Attributes:
         steps: Steps of an epoch. The last one takes what images remain.
         sums: Variable, (4,) float64: Sums over the steps taken of the epoch at work. A checkpoint must hold it.
+        rates: Variable, (steps,) float32: the learning rates of the epoch at work, which whoever trains must set; None
+            where the rate is constant.
     """
 
     def __init__(
@@ -63,15 +67,19 @@ class Loop:
         model: keras.Model,
         optimizer: keras.optimizers.Optimizer,
         images: TrialImages,
-        batch_size: int,
+        train: Train,
         epochs: int,
         weights: np.ndarray | None = None,
     ) -> None:
         """optimizer: built for the model. epochs: how many the trial has at most. weights: as training_step takes."""
+        batch_size = train.batch_size
         self._images, self._batch_size, self._epochs = images, batch_size, epochs
         self.steps = math.ceil(len(images.rows) / batch_size)
         self.sums = tf.Variable(no_sums())
-        step = training_step(model, optimizer, self.sums, weights)
+        self.rates = None if train.schedule == "constant" else tf.Variable(tf.zeros(self.steps))
+        step = training_step(model, optimizer, self.sums, weights, train.label_smoothing)
+        if self.rates is not None:
+            step = with_rates(step, optimizer, self.rates, self.sums, batch_size)
         self._feed: ResidentFeed | PipedFeed
         if images.resident:
             self._feed = ResidentFeed(images.resident, images.rows, batch_size, step)

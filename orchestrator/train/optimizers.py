@@ -1,5 +1,7 @@
 """Optimizers: Keras' own, made so that nothing of a trial stays in its worker, and Adam in one kernel per variable."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 from keras.src.optimizers.base_optimizer import BaseOptimizer
@@ -13,22 +15,32 @@ def make_optimizer(settings: Train) -> keras.optimizers.Optimizer:
     settings.learning_rate: a number.
     """
     assert not isinstance(settings.learning_rate, str)
+    options: dict[str, Any] = {"use_ema": True, "ema_momentum": settings.ema} if settings.ema else {}
+    options |= {} if settings.weight_decay is None else {"weight_decay": settings.weight_decay}
+    options |= {"momentum": settings.momentum} if settings.momentum else {}
+    options |= {"global_clipnorm": settings.clip_norm} if settings.clip_norm else {}
     if settings.optimizer == "adam":
-        optimizer = FusedAdam(settings.learning_rate)
+        optimizer = FusedAdam(settings.learning_rate, **options)
     else:
         base = type(keras.optimizers.get(settings.optimizer))
-        optimizer = type(base.__name__, (OneDevice, base), {})(settings.learning_rate)
+        optimizer = type(base.__name__, (base, OneDevice), {})(settings.learning_rate, **options)
     return keras.optimizers.LossScaleOptimizer(optimizer) if settings.precision == "mixed_float16" else optimizer
 
 
-class OneDevice:
-    """Mixed into Keras' optimizers: updates without tf.distribute, which keeps every graph that it is traced in."""
+def averages(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """The moving average of each trainable variable, in their order; none where the settings ask for none."""
+    inner = optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
+    return list(inner._model_variables_moving_average) if inner.use_ema else []
+
+
+class OneDevice(keras.optimizers.Optimizer):
+    """The base of Keras' optimizers, but it updates without tf.distribute, which keeps every graph it is traced in."""
 
     _backend_update_step = BaseOptimizer._backend_update_step
     _apply_weight_decay = BaseOptimizer._apply_weight_decay
 
 
-class FusedAdam(OneDevice, keras.optimizers.Adam):
+class FusedAdam(keras.optimizers.Adam, OneDevice):
     """Keras' Adam with one kernel per variable instead of a dozen; the same slots, and the same result to rounding."""
 
     def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:

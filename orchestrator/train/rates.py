@@ -38,7 +38,9 @@ def _find(settings: Settings, trial: Trial, test_id: str, context: WorkerContext
     """Make the range test of a trial."""
     values = of_test(settings, trial.values)
     settings = tested(settings, context.networks.codes[settings.model].defaults)
-    own = replace(trial, seed=0, fold=0, frozen=None, milestones=(STEPS,))  # epochs, each of one step at least
+    own = replace(
+        trial, seed=0, fold=0, frozen=None, stable=None, milestones=(STEPS,)
+    )  # epochs, each of one step at least
     images, _ = open_inputs(context, settings, own, reporter)
     rates, losses = rates_to_try(settings.train), list[float | None]()
     try:

@@ -22,34 +22,41 @@ class Sums(NamedTuple):
 
 
 def training_step(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, sums: tf.Variable, weights: np.ndarray | None = None
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    sums: tf.Variable,
+    weights: np.ndarray | None = None,
+    smoothing: float = 0.0,
 ) -> Step:
     """Trains the model on a batch, and adds what it said of the batch to the sums.
 
     weights: (classes,) float32, what the loss of an image of each class counts for in the objective; None: all alike.
+    smoothing: share of each label that goes to all classes alike, in the objective.
     """
     score, variables = _score_of(model), model.trainable_variables
 
     @plain
-    def weighted_score(labels: tf.Tensor, output: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def judged(labels: tf.Tensor, output: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """For each image: its loss, what is made smaller, and whether the output is right."""
         losses, correct = score(labels, output)
-        return losses, losses if weights is None else losses * _weight_of(labels, weights), correct
+        trained = _smooth(losses, output, smoothing) if smoothing else losses
+        return losses, trained if weights is None else trained * _weight_of(labels, weights), correct
 
     @plain
     def step(images: tf.Tensor, labels: tf.Tensor, *mixed: tf.Tensor) -> None:
         with tf.GradientTape() as tape:
             output = tf.cast(model(images, training=True), tf.float32)
-            losses, weighted, correct = weighted_score(labels, output)
+            losses, trained, correct = judged(labels, output)
             if mixed:
                 others, share = mixed
-                *parts, others_correct = weighted_score(others, output)
-                losses, weighted = (
-                    share * own + (1 - share) * other for own, other in zip((losses, weighted), parts, strict=True)
+                *parts, others_correct = judged(others, output)
+                losses, trained = (
+                    share * own + (1 - share) * other for own, other in zip((losses, trained), parts, strict=True)
                 )
                 # of the label that counts for more
                 correct = tf.where(tf.reshape(share < 0.5, tf.shape(correct)), others_correct, correct)
             loss = tf.reduce_mean(losses)
-            objective = (loss if weights is None else tf.reduce_mean(weighted)) + _penalty(model)
+            objective = (tf.reduce_mean(trained) if smoothing or weights is not None else loss) + _penalty(model)
             scaled = optimizer.scale_loss(objective)
         optimizer.apply(tape.gradient(scaled, variables), variables)
         count = tf.cast(tf.shape(images)[0], tf.float64)
@@ -87,6 +94,15 @@ def _sums(objective: tf.Tensor, loss: tf.Tensor, correct: tf.Tensor) -> tf.Tenso
 def _weight_of(labels: tf.Tensor, weights: np.ndarray) -> tf.Tensor:
     """(batch,) float32. labels: as the model's loss takes them. weights: (classes,) float32."""
     return tf.gather(tf.constant(weights), tf.cast(tf.reshape(labels, [-1]), tf.int32))
+
+
+def _smooth(losses: tf.Tensor, p: tf.Tensor, smoothing: float) -> tf.Tensor:
+    """(batch,) losses of smoothed labels: as cross-entropy is linear in labels, part of it is that of a uniform one."""
+    if p.shape[1] == 1:
+        uniform = keras.losses.binary_crossentropy(tf.fill(tf.shape(p), 0.5), p)
+    else:
+        uniform = keras.losses.categorical_crossentropy(tf.fill(tf.shape(p), 1 / p.shape[1]), p)
+    return (1 - smoothing) * losses + smoothing * uniform
 
 
 def _penalty(model: keras.Model) -> tf.Tensor:

@@ -1,8 +1,9 @@
 """Training: one model in training, step by step and epoch by epoch, and its state as a checkpoint."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -22,7 +23,8 @@ from orchestrator.train.inputs import new_extractor
 from orchestrator.train.loop import Loop, TrialImages
 from orchestrator.train.model import build, class_probabilities, predicted_classes
 from orchestrator.train.model_file import weights_digest
-from orchestrator.train.optimizers import make_optimizer
+from orchestrator.train.optimizers import averages, make_optimizer
+from orchestrator.train.schedules import rates
 from orchestrator.train.steps import Sums
 from orchestrator.train.tally import Tally
 
@@ -61,13 +63,16 @@ class Training:
         self.tally = Tally(len(self._labels), self._metric)
         keras.utils.set_random_seed(trial.seed)
         self.model, self.head = _models(settings, context, images)
-        self.optimizer = optimizer = make_optimizer(_schedule(settings))
+        self._train = _trained_with(settings)
+        self.optimizer = optimizer = make_optimizer(self._train)
         optimizer.build(self.model.trainable_variables)
         weights = class_weights(settings.train.class_weight, context.index.classes, context.index.labels[images.rows])
-        self.loop = Loop(self.model, optimizer, images, settings.train.batch_size, trial.milestones[-1], weights)
+        self.loop = Loop(self.model, optimizer, images, self._train, trial.milestones[-1], weights)
         changing = {id(v) for v in (*self.head.variables, *self.model.trainable_variables)}
         self.weights = [v for v in self.model.variables if id(v) in changing]
         self._variables = [*self.weights, *optimizer.variables, self.loop.sums]  # in a checkpoint's order
+        self._averages = averages(optimizer)
+        self._aside: dict[int, np.ndarray] = {}  # id of a variable -> its own value, while it has its average
 
     @property
     def epochs_done(self) -> float:
@@ -96,9 +101,28 @@ class Training:
 
     def take_steps(self) -> None:
         """Train for about a second. Some steps of the current epoch must be left."""
+        if self.loop.rates is not None:
+            self.loop.rates.assign(self._rates())
         count, took_s = self.loop.train(len(self.history), self.step)
         self.step += count
         self.spent_s += took_s
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """For a while the model has the averages of its weights, where it keeps any: what it is judged by.
+
+        Snapshots hold its own weights all the same.
+        """
+        variables = self.model.trainable_variables if self._averages else []
+        self._aside = {id(variable): np.array(variable) for variable in variables}
+        try:
+            for variable, average in zip(variables, self._averages, strict=True):
+                variable.assign(average)
+            yield
+        finally:
+            for variable in variables:
+                variable.assign(self._aside[id(variable)])
+            self._aside = {}
 
     def finish_epoch(self, stopped: Callable[[], bool]) -> bool:
         """Validate, and add the epoch whose steps are all taken to the history.
@@ -106,6 +130,10 @@ class Training:
         stopped: asked about once a second; where it says so, the epoch stays as it is and False is returned.
         Raises Diverged.
         """
+        with self.averaged():
+            return self._finish_epoch(stopped)
+
+    def _finish_epoch(self, stopped: Callable[[], bool]) -> bool:
         began = time.perf_counter()
         if (validated := self.loop.validate(stopped)) is None:
             return False
@@ -136,7 +164,13 @@ class Training:
             train_s=self.spent_s,
             images_per_s=len(self.images.rows) / max(self.spent_s, 1e-9),
             validate_s=validate_s,
+            learning_rate=None if self.loop.rates is None else float(self._rates()[-1]),
         )
+
+    def _rates(self) -> np.ndarray:
+        """Of the epoch at work."""
+        losses = [epoch.metrics["val_loss"] for epoch in self.history]
+        return rates(self._train, self.loop.steps, self.trial.milestones[-1], losses)
 
     def snapshot(self) -> Checkpoint:
         """Everything that decides what comes next, copied: it can be written while training goes on."""
@@ -149,7 +183,8 @@ class Training:
             ranked=self.tally.ranked,
             right=dict(self.tally.kept),
         )
-        return Checkpoint(state, [np.array(v) for v in self._variables], self.best, self.tally.recent)
+        values = [self._aside[id(v)] if id(v) in self._aside else np.array(v) for v in self._variables]
+        return Checkpoint(state, values, self.best, self.tally.recent)
 
     def resume(self, saved: Checkpoint) -> None:
         """Go on from a snapshot. Raises ValueError, and stays as it was, where it is not one of this trial."""
@@ -186,7 +221,7 @@ def _models(settings: Settings, context: WorkerContext, images: TrialImages) -> 
     return (Branch(extractor, head) if extractor else head), head
 
 
-def _schedule(settings: Settings) -> Train:
+def _trained_with(settings: Settings) -> Train:
     """How the trial trains, from its own rate on."""
     return settings.train.model_copy(update={"learning_rate": start_rate(settings)})
 

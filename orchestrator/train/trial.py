@@ -18,6 +18,7 @@ from orchestrator.data.arrays import Stopped
 from orchestrator.errors import BadInput
 from orchestrator.plans.points import Trial, points_of
 from orchestrator.plans.rates import rate_used
+from orchestrator.runs.checkpoints import forks_kept
 from orchestrator.runs.context import Reporter, WorkerContext
 from orchestrator.runs.result import Result, read_off
 from orchestrator.spec.axes import resolve
@@ -87,9 +88,9 @@ def run_trial(
         with contextlib.suppress(StoreError, OSError, BadInput):  # a picture is no reason not to train
             write_samples(context, images.source)
         writer = _writer(training, context, reporter.say)
-        _train(
-            training, exporter, writer, reporter, functools.partial(_save_reached, training, context, facts, reporter)
-        )
+        save_reached = functools.partial(_save_reached, training, context, facts, reporter)
+        save_fork = functools.partial(_save_fork, training, context, reporter.say)
+        _train(training, exporter, writer, reporter, save_reached, save_fork)
         result = _save_result(training, context, facts)
         keep_warm(training, context)
         return result
@@ -112,8 +113,9 @@ def _train(
     writer: CheckpointWriter | None,
     reporter: Reporter,
     save_reached: Callable[[], None],
+    save_fork: Callable[[], None],
 ) -> None:
-    """Train to the end. save_reached: called at each milestone but the last.
+    """Train to the end. save_reached: called at each milestone but the last. save_fork: called after each epoch.
 
     Raises Stopped where the reporter asks to stop, Diverged, and StoreError or OSError where no checkpoint could be
     written for too long.
@@ -132,6 +134,7 @@ def _train(
     save_reached()  # a checkpoint of before may lie behind one
     while not training.is_over:
         _train_epoch(training, stopped)
+        save_fork()
         reporter.epoch(training.history[-1])
         if len(training.history) in training.trial.milestones or training.is_over:
             exporter.export()  # before the checkpoint: the models of the epochs in that lie in the run folder
@@ -174,18 +177,28 @@ def _start_from_frozen(training: Training, frozen: str, context: WorkerContext, 
         own.resume(fresh)
     while not own.is_over:
         _train_epoch(own, reporter.stopping)
-    weights = own.best.weights if own.best and own.restores_best else [np.array(v) for v in own.weights]
+    with own.averaged():
+        weights = own.best.weights if own.best and own.restores_best else [np.array(v) for v in own.weights]
     for variable, value in zip(training.head.variables, weights, strict=True):
         variable.assign(value)
 
 
 def _resume(training: Training, exporter: Exporter, context: WorkerContext, say: Callable[[str], None]) -> bool:
-    """Resume from the trial's checkpoint, if there is one. A checkpoint that cannot be used is moved to damaged/.
+    """Resume from the trial's checkpoint, or else from where it leaves the part that it shares with others.
 
     Returns whether training goes on from there, and not from the start.
     """
-    trial_id = training.trial.id
-    data = context.run.read_checkpoint(trial_id)
+    stable = training.trial.stable
+    forks = forks_kept(context.run, stable.id, stable.until) if stable else ()
+    names = [training.trial.id, *(f"{stable.id}/{epochs}" for epochs in forks if stable)]
+    return any(_resume_from(name, training, exporter, context, say) for name in names)
+
+
+def _resume_from(
+    name: str, training: Training, exporter: Exporter, context: WorkerContext, say: Callable[[str], None]
+) -> bool:
+    """Resume from a checkpoint, if it is there. One that cannot be used is moved to damaged/."""
+    data = context.run.read_checkpoint(name)
     if data is None:
         return False
     fresh = training.snapshot()
@@ -197,14 +210,25 @@ def _resume(training: Training, exporter: Exporter, context: WorkerContext, say:
     except ValueError as error:
         if context.models_only:
             return False
-        aside = context.run.quarantine_checkpoint(trial_id)
-        say(f"trial {trial_id} starts anew; its checkpoint is in {aside}: {error}")
+        aside = context.run.quarantine_checkpoint(name)
+        say(f"trial {training.trial.id} starts anew; its checkpoint is in {aside}: {error}")
         return False
     exporter.find_written()
     restarts = exporter.must_restart
     if restarts:
         training.resume(fresh)
     return not restarts
+
+
+def _save_fork(training: Training, context: WorkerContext, say: Callable[[str], None]) -> None:
+    """Keep the state where other trials leave the part that they share with this one."""
+    stable, epochs = training.trial.stable, len(training.history)
+    if context.models_only or stable is None or epochs not in stable.forks:
+        return
+    try:
+        context.run.write_checkpoint(f"{stable.id}/{epochs}", training.snapshot().to_bytes())
+    except (StoreError, OSError) as error:  # training goes on: the others train this part themselves
+        say(f"trial {training.trial.id}: its state after {plural(epochs, 'epoch')} is not kept: {error}")
 
 
 def _writer(training: Training, context: WorkerContext, say: Callable[[str], None]) -> CheckpointWriter | None:
