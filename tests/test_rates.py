@@ -55,7 +55,7 @@ def test_sgd_is_tried_at_higher_rates() -> None:
 
 
 def test_one_range_test_serves_all_that_it_does_not_depend_on() -> None:
-    """Dropout, l2, seeds, folds, epochs, schedules; another batch size, optimizer, precision or argument has its own."""
+    """Dropout, l2, seeds, folds, epochs, schedules; another batch size, optimizer or argument has one of its own."""
     apart = {"batch_size": [8, 32], "optimizer": ["adam", "sgd"], "units": [1, 2], "precision": ["float32"]}
     shared = {
         "dropout": [0.0, 0.5],
