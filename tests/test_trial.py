@@ -237,7 +237,7 @@ def test_images_on_the_device_are_the_same_images(
 def kill_in_mid_epoch(trial: Trial, work: WorkerContext, epochs: int) -> None:
     process = multiprocessing.get_context("spawn").Process(target=train_and_die, args=(trial, work, epochs))
     process.start()
-    process.join(120)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     assert work.run.read_checkpoint(trial.id) is not None
 
@@ -295,6 +295,8 @@ def test_a_refit_takes_the_winners_steps_on_all_its_images(
         "train.precision=mixed_float16",
         "train.optimizer=adamw",
         "train.class_weight=balanced",
+        "train.learning_rate=auto train.schedule=cosine train.ema=0.9",
+        "train.lr_scale=sqrt",
         "augment={preset: strong, mixup: 0.4, cutmix: 1} train.label_smoothing=0.1",
         "train.optimizer=sgd train.momentum=0.9 train.schedule=plateau train.plateau_patience=1",
         "train.optimizer=nadam train.schedule=cosine train.clip_norm=0.5 train.weight_decay=0.1 train.ema=0.9",
@@ -656,3 +658,55 @@ def test_a_new_metric_is_one_row_and_one_function(worker: ProcessPoolExecutor, t
     result = worker.submit(train_with_a_new_metric, trial, work).result()
     assert result.status == "ok", result.error
     assert all(0.5 < epoch.figures["val_sure"] <= 1 for epoch in result.history)
+
+
+AUTO = (
+    "train.learning_rate=auto",
+    "augment={}",
+    "grid={batch_size: [8], epochs: [1]}",
+    "points=[{dropout: 0.5, batch_size: 8, epochs: 1}]",
+    "seeds=[0, 1]",
+)
+
+
+def stop_in_the_range_test(trial: Trial, work: WorkerContext) -> Result | None:
+    """The worker is told to stop after three rates."""
+    from orchestrator.data.arrays import Stopped
+    from orchestrator.train import rates
+
+    loss_at, tried = rates._loss_at, itertools.count()
+
+    def stop_at_the_fourth(*args: object) -> float | None:
+        if next(tried) == 3:
+            raise Stopped
+        return loss_at(*args)
+
+    rates._loss_at = stop_at_the_fourth
+    try:
+        return train(trial, work)
+    finally:
+        rates._loss_at = loss_at
+
+
+def test_a_rate_is_the_same_wherever_it_is_found(worker: ProcessPoolExecutor, tmp_path: Path) -> None:
+    """By another trial, after a stop, or anew because its file was damaged: equal bytes; and it trains as if named."""
+    work, trials = work_in(tmp_path / "one", *AUTO)
+    one, *_, other = sorted(trials, key=lambda trial: (trial.values["dropout"], trial.seed))
+    assert one.rate_test == other.rate_test
+    result = worker.submit(train, one, work).result()
+    assert result.status == "ok", result.error
+    found = (tmp_path / "one" / "rates" / f"{one.rate_test}.json").read_bytes()
+    assert json.loads(found)["rate"] == result.rate_used
+
+    named, trials = work_in(tmp_path / "named", *AUTO, f"train.learning_rate={result.rate_used}")
+    same_rate = min(trials, key=lambda trial: (trial.values["dropout"], trial.seed))
+    assert worker.submit(train, same_rate, named).result().digests == result.digests
+
+    again, _ = work_in(tmp_path / "two", *AUTO)
+    key = f"rates/{one.rate_test}.json"
+    again.run.store.write(key, found.replace(b'"rate":', b'"rate":1', 1))
+    assert worker.submit(stop_in_the_range_test, other, again).result() is None
+    result, said = worker.submit(train_and_listen, other, again).result()
+    assert result.rate_used == json.loads(found)["rate"]
+    assert said[0].endswith("was damaged, and is made anew")
+    assert again.run.store.read(key) == found

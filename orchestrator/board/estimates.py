@@ -44,6 +44,7 @@ class Configuration:
         trial_ids: The trials of its points.
         epochs: The most epochs that any of its points trained for.
         train_s: Mean worker time of one point, in seconds; None where the board holds none.
+        rate: What stood for its learning_rate, where that is auto or scaled.
     """
 
     values: Mapping[str, Any]
@@ -54,6 +55,7 @@ class Configuration:
     trial_ids: tuple[str, ...]
     epochs: int
     train_s: float | None
+    rate: float | None = None
 
     @property
     def draws(self) -> str:
@@ -143,6 +145,7 @@ def configurations(
                 trial_ids=tuple(point["trial_id"] for point in points),
                 epochs=int(max(point["epochs_trained"] or 0 for point in points)),
                 train_s=math.fsum(times) / len(times) if times else None,
+                rate=points[0].get("rate_used"),
             )
         )
     sign = METRICS[metric].sign

@@ -171,10 +171,12 @@ def _say_one_seed(verdict: Verdict) -> str:
 
 def _say_rates(verdict: Verdict) -> list[str]:
     """Google's tuning playbook: a batch size has a best rate of its own."""
-    sizes = {each.values.get("batch_size") for each in verdict.ranked}
-    if len(sizes) < 2 or "learning_rate" in verdict.best.values:
+    if verdict.one_rate:
+        why = "all batch sizes were trained with one learning_rate, which does not suit all of them"
+        return [f"{why}: set it to auto, make it an axis too, or set lr_scale"]
+    if (rate := verdict.best.rate) is None:
         return []
-    return ["all batch sizes were trained with one learning_rate, which does not suit all of them: make it an axis too"]
+    return [f"the best was trained at a learning rate of {rate:g}: a spec can name it as train.learning_rate"]
 
 
 def _difference(value: float, metric: str) -> str:

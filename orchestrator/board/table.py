@@ -1,5 +1,6 @@
 """Table: plan and results -> the ranked table of points, the history, and what points had right. Pure."""
 
+import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
@@ -11,6 +12,7 @@ from orchestrator.metrics import METRICS, recorded, shown
 from orchestrator.plans.forecast import price
 from orchestrator.plans.points import Plan, Point
 from orchestrator.runs.result import Epoch, Result, best_epoch, ranked_by, read_off, restores_best, score, what_ranks
+from orchestrator.spec.axes import canonical
 from orchestrator.spec.ranges import Range, read_tree
 from orchestrator.spec.sections import Spec
 from orchestrator.words import plain
@@ -43,6 +45,7 @@ _AFTER = {
 }
 COLUMNS = (*_BEFORE, *_AFTER)
 _FOLDS = {"seed": pa.int64(), "fold": pa.int32()}  # where the images are split in folds
+_RATE = {"rate_used": pa.float64()}  # where the learning rate is auto or scaled
 
 
 def build_board(
@@ -90,8 +93,16 @@ def ranked(
     for i, row in enumerate(rows):
         row["rank"] = i + 1 if row["status"] == "ok" else None
     types = {name: _type([row[name] for row in rows]) for name in axes}
+    for row, name in itertools.product(rows, [name for name in axes if types[name] == pa.string()]):
+        row[name] = _text(row[name])
+    types |= _RATE if any(row.get("rate_used") is not None for row in rows) else {}
     types |= _FOLDS if any(row.get("fold") is not None for row in rows) else {}
     return pa.Table.from_pylist(rows, schema=schema({**_BEFORE, **types, **_AFTER}, axes, metric, about))
+
+
+def _text(value: Any) -> str | None:
+    """A value of an axis of texts, on which numbers may stand too."""
+    return value if value is None or isinstance(value, str) else canonical(value)
 
 
 def _values(row: Mapping[str, Any], axes: Sequence[str]) -> tuple[Any, ...]:
@@ -182,7 +193,7 @@ def _row(spec: Spec, point: Point, result: Result | None, running: bool, stopped
 def _figures(spec: Spec, point: Point, result: Result) -> dict[str, Any]:
     row: dict[str, Any] = {
         name: getattr(result, name)
-        for name in ("steps_per_epoch", "parameters", "peak_memory_mb", "device", "node", "error")
+        for name in ("steps_per_epoch", "rate_used", "parameters", "peak_memory_mb", "device", "node", "error")
     }
     row["model_mb"] = None if result.parameters is None else result.parameters * _WEIGHT_BYTES / 1e6
     row |= {
@@ -257,5 +268,5 @@ def facts(board: pa.Table) -> dict[str, Any]:
     """
     if text := (board.schema.metadata or {}).get(b"orchestrator"):
         return json.loads(text)
-    axes = [name for name in board.column_names if name not in (*COLUMNS, *_FOLDS)]
+    axes = [name for name in board.column_names if name not in (*COLUMNS, *_FOLDS, *_RATE)]
     return {"schema_version": SCHEMA_VERSION, "axes": axes, "metric": "val_accuracy"}

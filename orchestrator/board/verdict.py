@@ -78,12 +78,21 @@ class Verdict:
             "costs_at_most_here": self.comparison.costs_here,
             "no_better_than_one_answer": self.no_better,
             "overfits_from_epoch": self.overfitting.epoch if self.overfitting else None,
+            "one_rate_for_all_batch_sizes": self.one_rate,
+            "rate_used": self.best.rate,
             "configurations": self.asked,
         }
 
     def _tree(self, each: Configuration, behind_by: float) -> dict[str, Any]:
         score = {"score": each.score.mean, "score_half_width": each.score.half_width, "behind_by": behind_by}
         return {"values": dict(each.values), **score, "draws": each.score.count, "epochs": each.epochs}
+
+    @property
+    def one_rate(self) -> bool:
+        """Whether several batch sizes were trained, and all at one learning rate."""
+        sizes = {each.values.get("batch_size") for each in self.ranked}
+        named = "learning_rate" in self.best.values or any(each.rate is not None for each in self.ranked)
+        return len(sizes) > 1 and not named
 
     @property
     def no_better(self) -> bool:

@@ -131,6 +131,7 @@ def by_config(board: pa.Table, predictions: pa.Table | None = None) -> pa.Table:
             {
                 "rank": i + 1,
                 **each.values,
+                "rate_used": each.rate,
                 draws: each.score.count,
                 "score": each.score.mean,
                 "score_std": each.score.std,
@@ -145,6 +146,7 @@ def by_config(board: pa.Table, predictions: pa.Table | None = None) -> pa.Table:
     fields = {
         "rank": pa.int32(),
         **{axis: board.schema.field(axis).type for axis in axes},
+        **({"rate_used": pa.float64()} if any(each.rate is not None for each in folded) else {}),
         draws: pa.int32(),
         **dict.fromkeys(numbers, pa.float64()),
         "verdict": pa.string(),
@@ -236,7 +238,10 @@ def compare_runs(names: Sequence[str], boards: Sequence[pa.Table], shared: Seque
                         f"{run} lack it: name {run} first"
                     )
                 row["score"] = row[metric]
-            rows.append({name: row[name] for name in COLUMNS} | {"run": run, "fold": row.get("fold")})
+            rows.append(
+                {name: row[name] for name in COLUMNS}
+                | {"run": run, "fold": row.get("fold"), "rate_used": row.get("rate_used")}
+            )
     paths = dict.fromkeys(path for each in settings for path in each)
     differ = {
         path.rpartition(".")[2].replace(" ", "_"): path

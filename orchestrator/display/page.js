@@ -829,6 +829,25 @@ function batchChart(what, unit, value) {
   };
 }
 
+// Where a loss is no number, the curve ends.
+function rateChart() {
+  const colours = palette();
+  const names = Object.keys(data.rates[0].values).filter((name) => once(data.rates.map(({ values }) => values[name])).length > 1);
+  const lines = [...data.rates].sort((a, b) => (a.values.batch_size - b.values.batch_size)).map((test, i) => ({
+    ...test, text: names.length ? named(names, test.values) : "range test", colour: colours[i % colours.length],
+    dash: ["solid", "dash", "dot", "dashdot"][Math.floor(i / colours.length) % 4],
+  }));
+  const nearest = ({ rate, rates, losses }) => losses[rates.reduce((best, each, i) => (Math.abs(Math.log(each / rate)) < Math.abs(Math.log(rates[best] / rate)) ? i : best), 0)];
+  return {
+    traces: lines.flatMap((test) => [
+      { x: test.rates, y: test.losses, name: plain(test.text), mode: "lines+markers", line: { color: test.colour, dash: test.dash, width: 2 }, marker: { size: 5 }, hoverinfo: "text", hovertext: test.rates.map((rate, i) => plain(`${test.text}: loss ${show("loss", test.losses[i])} at ${rate}`)) },
+      { x: [test.rate], y: [nearest(test)], mode: "markers", showlegend: false, marker: { size: 13, symbol: "circle-open", color: test.colour, line: { width: 3 } }, hoverinfo: "text", hovertext: plain(`${test.text}: ${test.rate}`) },
+    ]),
+    layout: { showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, xaxis: { title: title("learning rate"), type: "log", exponentformat: "power" }, yaxis: { title: title("loss") } },
+    says: `learning rates found: ${lines.map(({ text, rate }) => `${text}: ${rate}`).join("; ")}`,
+  };
+}
+
 /* ---- the winner, the data, the spec ---- */
 
 function confusionChart() {
@@ -997,6 +1016,7 @@ function absences() {
 }
 
 function fillAbsences() {
+  $("rates").hidden = !data.rates.length;
   const why = Object.entries(absences()).filter(([, reason]) => reason);
   for (const [id, reason] of Object.entries(absences())) $(id).hidden = Boolean(reason);
   $("absent").hidden = !why.length;
@@ -1124,6 +1144,7 @@ chart("chart-heat", heatChart);
 chart("chart-cost", costChart);
 chart("chart-time", () => batchChart("training time of an epoch", "s", (row) => (row.epochs_trained ? row.train_s / row.epochs_trained : null)));
 chart("chart-memory", () => batchChart("peak memory of the worker", "MB", (row) => row.peak_memory_mb));
+chart("chart-rates", rateChart);
 chart("chart-confusion", confusionChart);
 $("filters").addEventListener("submit", (event) => event.preventDefault());
 $("filters").addEventListener("reset", (event) => (event.preventDefault(), showAll()));

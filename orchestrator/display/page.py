@@ -32,6 +32,7 @@ from orchestrator.documents import finite
 from orchestrator.metrics import METRICS, Metric, recorded
 from orchestrator.runs.folder import BEST, DATASET, PROGRESS, REPORT, SAMPLES, SKIPPED, SPEC, Run
 from orchestrator.runs.lease import Vigil
+from orchestrator.runs.rates import read_rates
 from orchestrator.words import now, plain
 
 _MOST_EPOCHS = 100_000  # in all curves together, about 3 MB; more are thinned out
@@ -87,6 +88,7 @@ def gather(run: Run, vigil: Vigil | None = None) -> dict[str, Any]:
         "board": _columnar(table, list(listed)),
         "configurations": _columnar(folded, folded.column_names) if several_draws else None,
         "curves": _curves(history, running),
+        "rates": _rates(run) if "rate_used" in table.column_names else [],
         "effects": _effects(table, history, about["axes"]),
         "ranges": {
             name: {"log": each.scale == "log", "high": each.high, "edges": each.edges, "parts": each.parts}
@@ -194,6 +196,19 @@ def _curves(history: pa.Table, running: Mapping[str, Any]) -> dict[str, Any]:
             **{name: [float(f"{epoch[name]:.4g}") for epoch in kept] for name in names},
         }
     return found
+
+
+def _rates(run: Run) -> list[dict[str, Any]]:
+    """What each range test found, and its curve, to what a screen can show."""
+    return [
+        {
+            "values": found.values,
+            "rate": found.rate,
+            "rates": found.rates,
+            "losses": [None if loss is None else float(f"{loss:.4g}") for loss in found.losses],
+        }
+        for found in read_rates(run)
+    ]
 
 
 def _effects(table: pa.Table, history: pa.Table, axes: Sequence[str]) -> dict[str, Any] | None:

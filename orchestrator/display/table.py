@@ -67,6 +67,7 @@ def columns(board: pa.Table, more: Sequence[str] = ()) -> list[str]:
     return [
         "rank",
         *(name for name in about["axes"] if name in board.column_names),
+        *(["rate_used"] if "rate_used" in board.column_names else []),
         *(["seed"] if several_seeds else []),
         *(["fold"] if "fold" in board.column_names else []),
         *(["score"] if board["score"].to_pylist() != board[about["metric"]].to_pylist() else []),
@@ -104,6 +105,7 @@ def _least_important(board: pa.Table, names: Sequence[str]) -> list[str]:
         "train_s",
         "ms_per_image",
         "parameters",
+        "rate_used",
         "error",
         "status",
     ]

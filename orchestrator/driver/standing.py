@@ -17,10 +17,12 @@ from orchestrator.plans.disk import describe_disk, forks_of
 from orchestrator.plans.features import FeatureView
 from orchestrator.plans.forecast import worker_memory_mb
 from orchestrator.plans.points import Plan, Trial, count_by_state, remaining
+from orchestrator.plans.rates import RangeTest
 from orchestrator.race.describe import describe_race, left_of_race, race_tree
 from orchestrator.runs.checkpoints import KeepCheckpoints, checkpoint_sizes
 from orchestrator.runs.folder import KeepModels
 from orchestrator.runs.lease import refuse_if_held
+from orchestrator.runs.rates import is_found
 from orchestrator.spec.axes import Settings, resolve
 from orchestrator.spec.sections import Spec
 from orchestrator.words import plural
@@ -81,10 +83,12 @@ class Standing:
         todo = remaining(plan, self.state.done)
         return left_of_race(todo, self.state.context.spec, plan, course) if course else todo
 
-    def _missing(self) -> list[FeatureView]:
-        """The features that are still to be made."""
-        run = self.state.context.run
-        return [view for view in self.state.plan.features if not is_made(run.store, view.id)]
+    def _missing(self) -> list[FeatureView | RangeTest]:
+        """The features and the range tests that are still to be made."""
+        run, plan, todo = self.state.context.run, self.state.plan, {trial.rate_test for trial in self._todo()}
+        views = [view for view in plan.features if not is_made(run.store, view.id)]
+        tests = [test for test in plan.rate_tests if test.id in todo and not is_found(run, test.id)]
+        return [*views, *tests]
 
 
 def look(spec: Spec, options: Options, console: Console) -> Standing:

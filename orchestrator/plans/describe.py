@@ -7,10 +7,11 @@ from typing import Any
 from orchestrator.plans.features import FeatureView
 from orchestrator.plans.forecast import FIRST_GUESS, Pace, outlook, price
 from orchestrator.plans.points import Plan, Trial
+from orchestrator.plans.rates import RangeTest
 from orchestrator.spec.ranges import Range
 from orchestrator.spec.sampled import drawn_axes
 from orchestrator.spec.sections import Spec, is_streamed
-from orchestrator.words import clock, plural
+from orchestrator.words import clock, label, plural
 
 
 def describe(
@@ -31,6 +32,7 @@ def describe(
         *(f"  {'images' if i == 0 else '':7} {line}" for i, line in enumerate(images)),
         *(f"  cache   {line}" for line in _cache_lines(plan, spec)),
         *(f"  feature {line}" for line in _feature_lines(plan)),
+        *(f"  {'rates' if i == 0 else '':7} {line}" for i, line in enumerate(_rate_lines(plan))),
         *([f"  sample  {_say_sample(spec)}"] if spec.sample else []),
         f"  steps   an epoch: {steps}",
         f"  epochs  {plan.epochs_asked} asked for, {plan.epochs_trained} trained{shared}",
@@ -60,19 +62,21 @@ def describe_outlook(
     slots: int,
     todo: Collection[Trial],
     pace: Pace = FIRST_GUESS,
-    missing: Collection[FeatureView] = (),
+    missing: Collection[FeatureView | RangeTest] = (),
 ) -> Iterator[str]:
     """Lines on how long the remaining trials take on 1, 2, 4, … nodes like this machine, and what that costs.
 
     slots: trials at once on a node. todo: the trials that remain, longest first; if there are none, no lines.
-    missing: features that are still to be made, by all cores of a node.
+    missing: features that are still to be made, by all cores of a node, and range tests, each by one worker.
     """
     if not todo:
         return
     found = forecast_tree(plan, spec, slots, todo, pace, missing)
-    if missing:
+    if found["features_s"]:
         cores = plural(slots * spec.resources.cpus_per_trial, "core")
         yield f"  feature about {clock(found['features_s'])} on {cores} until all are made"
+    if found["rates_s"]:
+        yield f"  rates   about {clock(found['rates_s'])} until all are found, {slots} at once"
     yield f"  pace    {pace.source}"
     if (usd := found["usd_per_hour"]) is not None:
         yield f"  price   ${usd:g} an hour for a {spec.resources.node_type or 'node'}, while trials run on it"
@@ -90,18 +94,21 @@ def forecast_tree(
     slots: int,
     todo: Collection[Trial],
     pace: Pace = FIRST_GUESS,
-    missing: Collection[FeatureView] = (),
+    missing: Collection[FeatureView | RangeTest] = (),
 ) -> dict[str, Any]:
     """What `describe_outlook` says, as plain values, for JSON; no nodes where nothing remains."""
-    features_s = sum(view.core_s for view in missing) / (slots * spec.resources.cpus_per_trial)
+    features_s = sum(each.core_s for each in missing if isinstance(each, FeatureView))
+    features_s /= slots * spec.resources.cpus_per_trial
+    rates_s = sum(each.core_s for each in missing if isinstance(each, RangeTest)) / slots
     usd = price(spec.resources, None)
-    prepare_s = (plan.counts.images * pace.fill_image_s, features_s)
+    prepare_s = (plan.counts.images * pace.fill_image_s, features_s + rates_s)
     nodes = outlook([trial.forecast_s for trial in todo], slots, pace, prepare_s, usd) if todo else ()
     return {
         "pace": pace.source,
         "slots": slots,
         "usd_per_hour": usd,
         "features_s": features_s,
+        "rates_s": rates_s,
         "nodes": [{"nodes": count, "seconds": hours * 3600, "usd": dollars} for count, hours, dollars in nodes],
     }
 
@@ -123,11 +130,13 @@ def as_tree(plan: Plan, points_by_state: Mapping[str, int]) -> dict[str, Any]:
                 **t.values,
                 "steps_per_epoch": math.ceil(_training_images(plan, t) / _batch_size(plan, t)),
                 **({"branches_from": t.frozen} if t.frozen else {}),
+                **({"rate_test": t.rate_test} if t.rate_test else {}),
                 **({"forks_from": t.stable.trainer} if t.stable and t.stable.trainer else {}),
             }
             for t in plan.trials
         ],
         "features": [_feature_tree(view) for view in plan.features],
+        "rate_tests": [_rate_tree(test) for test in plan.rate_tests],
         "training_images": plan.counts.training,
         "validation_images": plan.counts.validation,
         "test_images": plan.counts.test,
@@ -194,6 +203,29 @@ def _feature_tree(view: FeatureView) -> dict[str, Any]:
         "images": view.images,
         "size_bytes": view.size_bytes,
         "forecast_core_s": round(view.core_s, 3),
+    }
+
+
+def _rate_lines(plan: Plan) -> Iterator[str]:
+    """How many range tests there are, and what for."""
+    if not (tests := plan.rate_tests):
+        return
+    steps, trials = max(test.steps for test in tests), sum(test.trials for test in tests)
+    count, served = plural(len(tests), "range test"), plural(trials, "trial")
+    yield f"{count} of up to {steps} steps, for {served}: learning_rate auto"
+    for test in tests[:8]:
+        yield f"{test.id}  about {clock(test.core_s)} for {plural(test.trials, 'trial')}: {label(test.values)}"
+    if len(tests) > 8:
+        yield f"and {len(tests) - 8} more"
+
+
+def _rate_tree(test: RangeTest) -> dict[str, Any]:
+    return {
+        "id": test.id,
+        "values": dict(test.values),
+        "steps": test.steps,
+        "trials": test.trials,
+        "forecast_s": round(test.core_s, 3),
     }
 
 

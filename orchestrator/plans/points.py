@@ -11,6 +11,7 @@ from orchestrator.plans.features import FeatureView, feature_views
 from orchestrator.plans.forecast import EPOCH_DEPENDS_ON, FIRST_GUESS, Counts, Pace, epoch_s
 from orchestrator.plans.identity import TrialHashes, short
 from orchestrator.plans.order import in_rounds
+from orchestrator.plans.rates import RangeTest, range_tests
 from orchestrator.spec.axes import AXIS_PATHS, LATER, axis_path, canonical, models, resolve, shared_settings
 from orchestrator.spec.backbones import shows
 from orchestrator.spec.networks import Networks
@@ -88,6 +89,7 @@ class Trial:
         frozen: Id of the trial that this one branches from, where it unfreezes its backbone: the same, but frozen. Such
             a trial has one milestone, and goes on for as many epochs as the frozen one has then.
         fold: In which fold of the images it validates; 0 where there is one.
+        rate_test: Id of the range test that finds its learning rate; None where the spec gives it.
         stable: What it shares with longer or shorter ones, where its schedule is wsd. Such a trial has one milestone.
         refit: What it repeats on training and validation images together; None: it trains on the training images.
     """
@@ -102,6 +104,7 @@ class Trial:
     frozen: str | None = None
     fold: int = 0
     stable: Stable | None = None
+    rate_test: str | None = None
     refit: Refit | None = None
 
     @property
@@ -137,6 +140,7 @@ class Plan:
         shared: What all trials share that affects their weights: settings, the model's defaults and source, the index.
         order: longest or balanced: see Spec.
         features: What is to be made of the images before trials with a backbone can train.
+        rate_tests: The range tests that trials need whose learning rate is auto.
         cosine_epochs: How many epochs points with a cosine take more than if they could share trials.
     """
 
@@ -146,6 +150,7 @@ class Plan:
     counts: Counts
     shared: Mapping[str, Any]
     features: tuple[FeatureView, ...] = ()
+    rate_tests: tuple[RangeTest, ...] = ()
     order: str = "longest"
     cosine_epochs: int = 0
 
@@ -196,11 +201,13 @@ def make_plan(
     if not points:
         raise BadInput("exclude takes out every point of the grid: nothing is left to train")
     trials = _trials(points, spec, counts, hashes, networks, pace)
+    test_of, rate_tests = range_tests(trials, spec, networks, (index_digest, counts), pace)
+    trials = [replace(trial, rate_test=test_of[trial.id]) if trial.id in test_of else trial for trial in trials]
     ordered = _balanced(trials, spec) if spec.order == "balanced" else _longest_first(trials)
     index = (index_digest, counts.images)
     features = feature_views(trials, spec, networks.backbones, index, pace)
     more = _cosine_epochs(trials, spec) if share_epochs else 0
-    return Plan(spec.axes, points, ordered, counts, shared, features, spec.order, more)
+    return Plan(spec.axes, points, ordered, counts, shared, features, rate_tests, spec.order, more)
 
 
 def _points(spec: Spec, rest: Rest, hashes: TrialHashes) -> Iterator[Point]:
@@ -295,9 +302,15 @@ def _cosine_epochs(trials: Collection[Trial], spec: Spec) -> int:
 
 
 def _longest_first(trials: Collection[Trial]) -> tuple[Trial, ...]:
-    """First those that others begin from, and then the longest first."""
-    first = {trial.frozen for trial in trials} | {trial.stable.trainer for trial in trials if trial.stable}
-    return tuple(sorted(trials, key=lambda trial: (trial.id not in first, -trial.forecast_s)))
+    """First those that others need, and then the longest first.
+
+    Needed are those that others begin from, and one of each range test: what it finds is there for the others.
+    """
+    needed = {trial.frozen for trial in trials} | {trial.stable.trainer for trial in trials if trial.stable}
+    ordered = sorted(trials, key=lambda trial: (trial.id not in needed, -trial.forecast_s))
+    first_of_test = {trial.rate_test: trial.id for trial in reversed(ordered) if trial.rate_test}
+    needed.update(first_of_test.values())
+    return tuple(sorted(ordered, key=lambda trial: trial.id not in needed))
 
 
 def _balanced(trials: Sequence[Trial], spec: Spec) -> tuple[Trial, ...]:

@@ -3,6 +3,7 @@
     spec.yaml  plan.json  owner.json  skipped.json  trials/<id>-<epochs>.json  checkpoints/<id>.npz
     checkpoints/<stable part>/<epochs>.npz: where trials leave what they share; see plans/points.py
     features/<view>/<chunk>.f32 and <view>.json: of a backbone; see data/features.py
+    rates/<test>.json: what a range test found; see rates.py
     index.parquet: which images these are; see data/changes.py
     race.json  leaderboard.parquet  history.parquet  predictions.parquet  report.html  dataset.json  events/<point>/…
     progress.json: what runs now, and how long it will take; only while a driver is at work

@@ -5,7 +5,7 @@ import hashlib
 import math
 import zlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,11 +16,37 @@ _MOST_IMAGES = 10**8
 _UNSEALED = ',"checksum":null}'
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """What is written into the run folder as JSON, checked as it is read."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Epoch(_Record):
+class SealedRecord(Record):
+    """One whose file ends in a checksum. Its last field must be `checksum: str | None = None`."""
+
+    def sealed(self) -> str:
+        """As JSON that ends in a checksum of everything before it, so that a single flipped bit is found."""
+        text = self.model_copy(update={"checksum": None}).model_dump_json().removesuffix(_UNSEALED)
+        return f'{text},"checksum":"{_sum(text)}"}}'
+
+    @classmethod
+    def unsealed(cls, data: bytes) -> Self:
+        """Read what `sealed` of this version or an older one wrote. Raises ValueError if it is damaged."""
+        record = cls.model_validate_json(data)
+        if (checksum := getattr(record, "checksum", None)) is None:  # written before there were checksums
+            return record
+        text = data.decode().removesuffix(f',"checksum":"{checksum}"}}')
+        if checksum != _sum(text):
+            raise ValueError("its checksum is that of another record")
+        return record.model_copy(update={"checksum": None})
+
+
+def _sum(text: str) -> str:
+    return hashlib.sha256(f"{text}}}".encode()).hexdigest()
+
+
+class Epoch(Record):
     """One epoch of one trial.
 
     Attributes:
@@ -54,7 +80,7 @@ class Epoch(_Record):
         return {**self.metrics, **times, **rate}
 
 
-class Right(_Record):
+class Right(Record):
     """In how many epochs of a window the model was right about each validation image.
 
     Attributes:
@@ -82,7 +108,7 @@ class Right(_Record):
         return counts
 
 
-class Result(_Record):
+class Result(SealedRecord):
     """What a trial gives back: its history, or the error that ended it.
 
     Attributes:
@@ -91,6 +117,7 @@ class Result(_Record):
         digests: Epoch -> SHA-256 of the weights after it, for each milestone.
         right: Epoch -> what the model had right in the epochs that rank it then, for each milestone and for the last
             epoch. Empty before version 3.
+        rate_used: What stood for learning_rate, where that is auto or scaled.
         parameters: Numbers that the model holds; of a head, without those of its backbone; older results do not say.
         validation_images: How many images each epoch was validated on; older results do not say.
         peak_memory_mb: Most memory that the worker process held during the trial.
@@ -107,6 +134,7 @@ class Result(_Record):
     digests: dict[int, str] = {}
     right: dict[int, Right] = {}
     steps_per_epoch: int | None = None
+    rate_used: float | None = Field(None, gt=0)
     parameters: int | None = None
     validation_images: int | None = None
     peak_memory_mb: float | None = None
@@ -123,28 +151,8 @@ class Result(_Record):
         """Whether a point of so many epochs is ok: a leg that failed leaves what came before it as it was."""
         return (self.epochs if self.status == "ok" else len(self.history)) >= epochs
 
-    def sealed(self) -> str:
-        """As JSON that ends in a checksum of everything before it, so that a single flipped bit is found."""
-        text = self.model_copy(update={"checksum": None}).model_dump_json().removesuffix(_UNSEALED)
-        return f'{text},"checksum":"{_sum(text)}"}}'
 
-    @classmethod
-    def unsealed(cls, data: bytes) -> "Result":
-        """Read what `sealed` of this version or an older one wrote. Raises ValueError if it is damaged."""
-        result = cls.model_validate_json(data)
-        if result.checksum is None:  # written before there were checksums
-            return result
-        text = data.decode().removesuffix(f',"checksum":"{result.checksum}"}}')
-        if result.checksum != _sum(text):
-            raise ValueError("its checksum is that of another result")
-        return result.model_copy(update={"checksum": None})
-
-
-def _sum(text: str) -> str:
-    return hashlib.sha256(f"{text}}}".encode()).hexdigest()
-
-
-class Tested(_Record):
+class Tested(Record):
     """What the winner reaches on images that nothing was trained on, and by which nothing was chosen.
 
     Attributes:
@@ -168,7 +176,7 @@ class Tested(_Record):
     opened_at: str
 
 
-class Threshold(_Record):
+class Threshold(Record):
     """Why a model says the second of two classes from another probability on than one half.
 
     Attributes:
@@ -183,7 +191,7 @@ class Threshold(_Record):
     note: str = "chosen on these very validation images: on others it gains less"
 
 
-class Refitted(_Record):
+class Refitted(Record):
     """How the winner was trained once more.
 
     Attributes:
@@ -196,7 +204,7 @@ class Refitted(_Record):
     note: str = "trained on the validation images too: its metrics are those of training, and nothing validates it"
 
 
-class Exported(_Record):
+class Exported(Record):
     """The .json beside an exported model: everything that is needed to use it.
 
     Attributes:
@@ -205,6 +213,7 @@ class Exported(_Record):
         scale: Factor for the model's input, once images are decoded to RGB 0..255 and resized.
         epochs: How many epochs the point was asked to train.
         epoch: After which epoch the weights were taken; metrics are those of this epoch.
+        rate_used: See Result.
         weights: SHA-256 over the weights.
         test: What the winner reaches on the test images; None where there are none, or nobody has looked.
         threshold: Of two classes, the second is said where its probability is above this; None: one half, as in
@@ -227,6 +236,7 @@ class Exported(_Record):
     epoch: int
     metric: str
     metrics: dict[str, float]
+    rate_used: float | None = None
     weights: str
     index_digest: str
     spec: dict[str, Any]

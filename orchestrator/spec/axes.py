@@ -64,6 +64,8 @@ LATER = {
     "augment.mixup": 0.0,
     "augment.cutmix": 0.0,
     "train.fine_tune_learning_rate": None,
+    "train.lr_scale": "none",
+    "train.lr_base_batch": 32,
     "train.class_weight": "none",
     "train.schedule": "constant",
     "train.warmup_epochs": 1,
@@ -83,7 +85,7 @@ _NOT_SHARED = {"uri", "layout", "labels", "on_bad_image", "on_duplicate", "cache
 # the plan as JSON, columns of the leaderboard.
 RESERVED_AXES = (
     {"early_stopping", "checkpoint_every_s", "input_shape", "classes", "id", "milestones", "forecast_s"}
-    | {"branches_from", "forks_from"}
+    | {"branches_from", "forks_from", "rate_test", "rate_used"}
     | {
         "rank",
         "point_id",
@@ -160,14 +162,24 @@ def shared_settings(spec: Spec) -> dict[str, Any]:
     their default; and the preset, whose values stand in its place. A run folder with the same shared settings can take
     this spec's points.
     """
-    kept = {
-        "data": spec.data.model_dump(exclude=_NOT_SHARED),
-        "augment": spec.augment.model_dump(exclude={"preset", *left_to_preset(spec)}),
-        "train": spec.train.model_dump(exclude={"epochs", "checkpoint_every_s"}),
-    }
-    flat = {f"{section}.{field}": value for section, fields in kept.items() for field, value in fields.items()}
+    flat = deciding(spec)
     for name in spec.axes:
         flat.pop(axis_path(name), None)
+    return flat
+
+
+def deciding(sections: Spec | Settings) -> dict[str, Any]:
+    """`section.field` -> value, for every setting of data, augment and train that affects weights, but epochs.
+
+    Those in LATER are left out at their default, and so is the preset, whose values stand in its place.
+    """
+    left = left_to_preset(sections) if isinstance(sections, Spec) else ()
+    kept = {
+        "data": sections.data.model_dump(exclude=_NOT_SHARED),
+        "augment": sections.augment.model_dump(exclude={"preset", *left}),
+        "train": sections.train.model_dump(exclude={"epochs", "checkpoint_every_s"}),
+    }
+    flat = {f"{section}.{field}": value for section, fields in kept.items() for field, value in fields.items()}
     return {name: value for name, value in flat.items() if not changes_nothing(name, canonical(value))}
 
 

@@ -13,6 +13,7 @@ from orchestrator.words import did_you_mean
 
 # fields that take one of several types, of which each has an error of its own
 _EITHER = {
+    "learning_rate": "auto or a number above 0",
     "gpus_per_trial": "auto or a number of at least 0",
     "class_weight": "none, balanced, or a number of at least 0 for each class, such as {cat: 1, dog: 19}",
 }

@@ -267,13 +267,18 @@ def _check_axis(name: str, values: Any) -> list[Any] | Range:
     checked = [_check_value(name, value, f"{path}[{i}]") for i, value in enumerate(values)]
     if repeated := _first_repeat([canonical(value) for value in checked]):
         raise BadInput(f"{path}[{repeated[0]}] repeats the value {repeated[1]}: remove one of them")
-    if len({_kind(value) for value in checked}) > 1:
+    if len({_kind(value, name) for value in checked}) > 1:
         raise BadInput(f"{path} must hold values of one type, got {show(values)}")
     return checked
 
 
-def _kind(value: Any) -> type:
-    """The type of an axis' values; whole numbers are numbers like others, and weights of classes stand beside names."""
+def _kind(value: Any, axis: str) -> type:
+    """The type of an axis' values; whole numbers are numbers like others.
+
+    Weights of classes stand beside names, and the learning rate auto beside numbers.
+    """
+    if axis == "learning_rate":
+        return float
     if isinstance(value, dict):
         return str
     return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
@@ -281,10 +286,11 @@ def _kind(value: Any) -> type:
 
 def _check_kinds(grid: Mapping[str, list[Any] | Range], points: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises BadInput for a point whose value is of another type than its axis. points: by their place in the spec."""
-    kinds = {name: _kind(ends(values)[0]) for name, values in grid.items()}
+    kinds = {name: _kind(ends(values)[0], name) for name, values in grid.items()}
     for place, point in points.items():
         for name, value in point.items():
-            if value is not None and kinds.setdefault(name, _kind(value)) is not _kind(value):
+            kind = _kind(value, "" if isinstance(grid.get(name), Range) else name)  # no auto in a range
+            if value is not None and kinds.setdefault(name, kind) is not kind:
                 others = ends(grid.get(name, [])) or [other[name] for other in points.values() if name in other]
                 raise BadInput(
                     f"{place}.{quoted(name)} must be of one type with the other values of {name} "

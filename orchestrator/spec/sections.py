@@ -20,6 +20,7 @@ from orchestrator.spec.own_models import OWN_MODELS
 from orchestrator.spec.ranges import Range
 
 Scalar = bool | int | float | str
+AUTO = "auto"  # a value that is found, not given
 
 
 class Section(BaseModel):
@@ -155,6 +156,9 @@ class EarlyStopping(Section):
 class Train(Section):
     """How one trial trains.
 
+    learning_rate: auto: a range test finds one; see plans/rates.py.
+    lr_scale: multiply learning_rate, and fine_tune_learning_rate, by the batch size over lr_base_batch (linear), or by
+    its root (sqrt).
     fine_tune_learning_rate: with backbone.unfreeze; null: a tenth of learning_rate.
     schedule: how the rate changes: constant: not; warmup: it rises; step: it falls from time to time; cosine: it rises
     and falls to 0; plateau: it falls where val_loss does not; wsd: it rises, stays, and falls to 0 (warm-up, stable,
@@ -176,7 +180,9 @@ class Train(Section):
     batch_size: int = Field(32, ge=1, lt=2**31)
     epochs: int = Field(10, ge=1, lt=2**31)
     optimizer: Literal["adam", "adamw", "nadam", "rmsprop", "sgd", "adagrad"] = "adam"
-    learning_rate: float = Field(0.001, gt=0)
+    learning_rate: Literal["auto"] | Annotated[float, Field(gt=0)] = 0.001
+    lr_scale: Literal["none", "sqrt", "linear"] = "none"
+    lr_base_batch: int = Field(32, ge=1, lt=2**31)
     fine_tune_learning_rate: float | None = Field(None, gt=0)
     schedule: Literal["constant", "warmup", "step", "cosine", "plateau", "wsd"] = "constant"
     warmup_epochs: int = Field(1, ge=0, lt=2**31)

@@ -100,7 +100,8 @@ def _log_point(
         experiment, start_time=int(at * 1000), tags=tags, run_name=label(point.values, point.seed, point.fold)
     ).info.run_id
     fold = {"fold": point.fold} if plan.shared.get("data.folds") else {}
-    values = {**plan.shared, **point.values, "seed": point.seed, **fold}
+    rate = {} if result.rate_used is None else {"rate_used": result.rate_used}
+    values = {**plan.shared, **point.values, "seed": point.seed, **fold, **rate}
     params = [Param(name, str(plain(value))) for name, value in values.items()]
     client.log_batch(created, params=params)
     metrics = []

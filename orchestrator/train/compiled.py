@@ -70,7 +70,7 @@ def _optimizer(optimizer: keras.optimizers.Optimizer, train: Train) -> dict[str,
         rate = optimizer.get_config()["learning_rate"]
         if isinstance(rate, dict):
             lost[f"the schedule {rate['class_name']}"] = "set train.learning_rate and train.schedule"
-        elif not math.isclose(rate, train.learning_rate, rel_tol=1e-6):  # it is float32 here
+        elif not math.isclose(rate, float(train.learning_rate), rel_tol=1e-6):  # it is float32 here
             lost[f"the learning rate {rate:.6g}"] = f"set train.learning_rate to {rate:.6g}"
     return lost
 

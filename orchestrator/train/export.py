@@ -18,10 +18,12 @@ from orchestrator.data.index import Index
 from orchestrator.data.pipeline import SCALE, Source
 from orchestrator.data.stream import decode
 from orchestrator.plans.points import points_of
+from orchestrator.plans.rates import rate_used
 from orchestrator.runs.context import WorkerContext
 from orchestrator.runs.folder import BEST, CANDIDATES, REFIT, KeepModels, versions
 from orchestrator.runs.result import Epoch, Exported, Refitted, merit, ranked_by
 from orchestrator.runs.threshold import choose_threshold
+from orchestrator.spec.axes import resolve
 from orchestrator.store import StoreError
 from orchestrator.train.backbone import Branch, compose
 from orchestrator.train.inputs import extractor_of
@@ -174,6 +176,7 @@ class Exporter:
             epochs=point.epochs,
             epoch=epoch.epoch,
             metric=spec.metric,
+            rate_used=rate_used(resolve(spec, self._training.trial.values), self._training.settings),
             metrics=epoch.metrics,
             weights=digest,
             index_digest=self._context.index.digest,

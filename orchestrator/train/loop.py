@@ -99,10 +99,10 @@ class Loop:
         """Steps of the epoch after so many: all, or in a refit what is left of its steps; then none."""
         return self.steps if self._in_all is None else max(0, min(self.steps, self._in_all - epoch * self.steps))
 
-    def train(self, epoch: int, step: int) -> tuple[int, float]:
+    def train(self, epoch: int, step: int, most: int | None = None) -> tuple[int, float]:
         """Take a stretch of steps within one epoch.
 
-        epoch: how many are over. step: how many steps of the next one are taken, below `steps_of`.
+        epoch: how many are over. step: how many steps of the next one are taken, below `steps_of`. most: steps to take.
         Returns how many more it took, and the seconds that they lasted.
         """
         position = epoch * self.steps + step
@@ -110,7 +110,8 @@ class Loop:
             self._feed.open(position, self._epochs)
         full_steps, rest = divmod(len(self._images.rows), self._batch_size)
         size, ahead = (self._batch_size, full_steps - step) if step < full_steps else (rest, 1)
-        with self._stretch.of(min(ahead, self.steps_of(epoch) - step)) as count:
+        ahead = min(ahead, self.steps_of(epoch) - step)
+        with self._stretch.of(ahead if most is None else min(ahead, most)) as count:
             self._feed.take(position, count, size)
         self._position = position + count
         return count, self._stretch.took_s

@@ -10,7 +10,11 @@ from orchestrator.spec.sections import Train
 
 
 def make_optimizer(settings: Train) -> keras.optimizers.Optimizer:
-    """The optimizer that the settings name; with mixed_float16 it scales the loss too, or small gradients become 0."""
+    """The optimizer that the settings name; with mixed_float16 it scales the loss too, or small gradients become 0.
+
+    settings.learning_rate: a number.
+    """
+    assert not isinstance(settings.learning_rate, str)
     options: dict[str, Any] = {"use_ema": True, "ema_momentum": settings.ema} if settings.ema else {}
     options |= {} if settings.weight_decay is None else {"weight_decay": settings.weight_decay}
     options |= {"momentum": settings.momentum} if settings.momentum else {}

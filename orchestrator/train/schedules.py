@@ -37,7 +37,7 @@ def rates(train: Train, steps: int, epochs: int, val_losses: Sequence[float]) ->
         case "wsd":
             stable = stable_epochs(train, epochs) * steps
             factors *= 1 - np.clip((position - stable) / (epochs * steps - stable), 0, 1)
-    return (train.learning_rate * factors).astype(np.float32)
+    return (float(train.learning_rate) * factors).astype(np.float32)
 
 
 def again_from(train: Train, refit: Refit, first: int, count: int) -> np.ndarray:

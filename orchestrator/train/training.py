@@ -12,6 +12,7 @@ import numpy as np
 from orchestrator.data.weights import class_weights
 from orchestrator.metrics import METRICS, Predictions, measure
 from orchestrator.plans.points import Trial
+from orchestrator.plans.rates import start_rate
 from orchestrator.runs.context import WorkerContext
 from orchestrator.runs.result import Epoch, lacks, monitored, ranked_by, restores_best
 from orchestrator.spec.axes import Settings
@@ -45,6 +46,7 @@ class Training:
         best: The best epoch's weights, where these and not the last epoch's are the trial's.
         tally: Which validation images the model had right.
         head: The part of the model that is trained on features, where it has a backbone; otherwise the whole model.
+        optimizer: What changes them.
         weights: The model's variables, without those of a backbone that nothing changes.
     """
 
@@ -62,7 +64,7 @@ class Training:
         keras.utils.set_random_seed(trial.seed)
         self.model, self.head = _models(settings, context, images)
         self._train = _trained_with(settings)
-        optimizer = make_optimizer(self._train)
+        self.optimizer = optimizer = make_optimizer(self._train)
         optimizer.build(self.model.trainable_variables)
         weights = class_weights(settings.train.class_weight, context.index.classes, context.index.labels[images.rows])
         self.loop = Loop(self.model, optimizer, images, self._train, trial, weights)
@@ -240,11 +242,8 @@ def _models(settings: Settings, context: WorkerContext, images: TrialImages) -> 
 
 
 def _trained_with(settings: Settings) -> Train:
-    """How the trial trains: with a rate of its own where it unfreezes a backbone."""
-    train = settings.train
-    if not (settings.backbone and settings.backbone.unfreeze):
-        return train
-    return train.model_copy(update={"learning_rate": train.fine_tune_learning_rate or train.learning_rate / 10})
+    """How the trial trains, from its own rate on."""
+    return settings.train.model_copy(update={"learning_rate": start_rate(settings)})
 
 
 def _means(prefix: str, sums: Sums) -> dict[str, float]:

@@ -17,6 +17,7 @@ import numpy as np
 from orchestrator.data.arrays import Stopped
 from orchestrator.errors import BadInput
 from orchestrator.plans.points import Trial, points_of
+from orchestrator.plans.rates import rate_used
 from orchestrator.runs.checkpoints import forks_kept
 from orchestrator.runs.context import Reporter, WorkerContext
 from orchestrator.runs.result import Result, read_off
@@ -35,6 +36,7 @@ from orchestrator.train.device import (
 )
 from orchestrator.train.export import Exporter
 from orchestrator.train.inputs import open_inputs
+from orchestrator.train.rates import with_rate
 from orchestrator.train.samples import write_samples
 from orchestrator.train.training import Training
 from orchestrator.train.warm import keep_warm, take_warm
@@ -66,8 +68,10 @@ def run_trial(
     reset_peak_memory()
     encoded, begun = None, False
     try:
-        settings = resolve(context.spec, trial.values)
-        check_model(settings, context)
+        named = resolve(context.spec, trial.values)
+        check_model(named, context)
+        settings = with_rate(named, trial, context, reporter)
+        facts["rate_used"] = rate_used(named, settings)
         images, cache = open_inputs(context, settings, trial, reporter)
         encoded = images.source.encoded
         warm = take_warm(trial, context)

@@ -12,6 +12,7 @@ from run_folders import HOSTILE, NASTY, add_winner, write_run
 
 from orchestrator.display.page import write_page
 from orchestrator.runs.folder import BOARD, read_parquet
+from orchestrator.runs.rates import RateFound, keep_rate
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,7 @@ def test_a_page_of_a_run_without_a_winner_says_what_is_missing(visit: Callable[.
     page = visit(tmp_path / "plain" / "report.html")
     scroll_through(page)
     expect(page.locator("#configurations")).to_be_hidden()
+    expect(page.locator("#rates")).to_be_hidden()
     for section, says in (
         ("heat", "It takes two axes with two values each"),
         ("time", "batch_size is no axis of this grid"),
@@ -100,6 +102,24 @@ def test_a_page_of_a_run_without_a_winner_says_what_is_missing(visit: Callable[.
     ):
         expect(page.locator(f"#{section}")).to_be_hidden()
         expect(page.locator("#absences")).to_contain_text(says)
+
+
+def test_the_curves_of_range_tests_are_drawn(visit: Callable[..., Page], tmp_path: Path):
+    """With the rates that were taken, named by what the tests differ in; a loss that is no number ends its curve."""
+    run = write_run(str(tmp_path / "found"), {"batch_size": [16, 32]})
+    board = pq.read_table(tmp_path / "found" / "leaderboard.parquet")
+    run.write_tables({"leaderboard.parquet": board.append_column("rate_used", pa.array([0.002, 0.003]))})
+    for size, rate in ((32, 0.003), (16, 0.002)):
+        curve = {"rates": [0.001, 0.0032, 0.01], "losses": [0.7, 0.5, None]}
+        values = {"batch_size": size, "optimizer": "adam"}
+        keep_rate(run, RateFound(test_id=str(size), values=values, rate=rate, **curve))
+    write_page(run)
+    page = visit(tmp_path / "found" / "report.html")
+    scroll_through(page)
+    expect(page.locator("#chart-rates")).to_have_attribute(
+        "aria-label", "learning rates found: batch_size=16: 0.002; batch_size=32: 0.003"
+    )
+    assert page.locator("#chart-rates .scatterlayer .trace").count() == 4
 
 
 def test_headers_sort_the_board_by_mouse_and_keyboard(visit: Callable[..., Page], cats: Path):

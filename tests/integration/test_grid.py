@@ -161,8 +161,10 @@ def test_the_board_does_not_depend_on_who_trained_what(tmp_path: Path) -> None:
     points = [
         *("{batch_size: 32}", "{batch_size: 64, dropout: 0.0}", "{batch_size: 64, image_size: 20}"),
         *("{batch_size: 50, precision: mixed_bfloat16}", "{batch_size: 96, optimizer: rmsprop}"),
+        *("{batch_size: 16, lr_scale: linear}", "{batch_size: 48, learning_rate: auto}"),
         *("{batch_size: 64, schedule: wsd}", "{batch_size: 64, schedule: wsd, epochs: 4}"),
         "{batch_size: 40, schedule: plateau, optimizer: sgd, momentum: 0.9, ema: 0.9}",
+        "{batch_size: 48, preset: strong, mixup: 0.4, cutmix: 1.0, label_smoothing: 0.1}",
         *("{batch_size: 64, mood: raises}", "{batch_size: 40, mood: diverges}"),
     ]
     settings = ["model=mine:moody", "grid={}", f"points=[{', '.join(points)}]", "seeds=[0, 1]", "train.epochs=2"]
@@ -177,7 +179,8 @@ def test_the_board_does_not_depend_on_who_trained_what(tmp_path: Path) -> None:
         assert done.returncode == 1, done.stdout + done.stderr
         (run,) = (path for path in (tmp_path / "runs").iterdir() if path.name == name)
         weights = {path.name: json.loads(path.read_text())["digests"] for path in (run / "trials").iterdir()}
-        assert len(weights) == 16
+        assert len(weights) == 22
+        weights |= {path.name: path.read_bytes() for path in (run / "rates").iterdir()}
         boards.append((weights, sorted(board(run).error.dropna())))
         workers = {line.split()[0] for line in (tmp_path / "workers").read_text().splitlines()}
         assert len(workers) <= at_once
