@@ -134,6 +134,9 @@ def test_a_model_may_lie_beside_its_spec(folder: Path):
     assert grid(folder, *axes).returncode == 0
     (folder / "nets.py").write_text(net.replace("width", "depth"))
     assert "must be an argument of the model nets:net (depth)" in grid(folder, *axes).stderr
+    (folder / "nets.py").write_text(net.replace("width", "momentum=0.9"))
+    axes = ("specs/spec.yaml", "--plan", "--set", "grid={momentum: [0.9, 0.99]}")
+    assert "grid.momentum sets train.momentum, so momentum must not be an argument" in grid(folder, *axes).stderr
 
 
 def test_a_run_folder_with_other_shared_settings_is_refused_with_what_differs(folder: Path):

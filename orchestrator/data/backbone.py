@@ -14,7 +14,7 @@ import numpy as np
 
 from orchestrator.data.unpacking import read_config
 from orchestrator.errors import BadInput
-from orchestrator.spec.axes import AXIS_PATHS, backbone_names, models
+from orchestrator.spec.axes import AXIS_PATHS, LATER, axis_path, backbone_names, models
 from orchestrator.spec.backbones import APPLICATIONS, Pretrained, is_file, preprocessing_by_name
 from orchestrator.spec.code import lies_in, look_in, read_code
 from orchestrator.spec.networks import Networks
@@ -49,6 +49,13 @@ def find_networks(spec: Spec, folder: str = ".") -> tuple[Networks, dict[str, We
     arguments = [axis for axis in spec.axes if axis not in AXIS_PATHS]
     look_in(folder)
     codes = {model: read_code(model, arguments) for model in models(spec)}
+    for model, code in codes.items():
+        for axis in spec.axes:
+            if axis_path(axis) in LATER and axis in code.defaults:  # the axis was the model's before it was a field
+                raise BadInput(
+                    f"grid.{axis} sets {axis_path(axis)}, so {axis} must not be an argument of the model {model} too, "
+                    f"which would stay {code.defaults[axis]}: give the argument another name"
+                )
     backbones, files = {}, {}
     for name in backbone_names(spec):
         if name != NO_BACKBONE:
