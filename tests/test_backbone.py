@@ -23,7 +23,8 @@ from orchestrator.data.backbone import find_networks
 from orchestrator.data.indexing import build_index
 from orchestrator.errors import BadInput
 from orchestrator.plans.forecast import Counts
-from orchestrator.plans.points import Plan, Trial, make_plan
+from orchestrator.plans.points import Plan, make_plan
+from orchestrator.plans.trials import Trial
 from orchestrator.runs.context import Reporter, WorkerContext
 from orchestrator.runs.folder import KeepModels, Run
 from orchestrator.runs.result import Result

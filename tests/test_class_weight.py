@@ -21,7 +21,8 @@ from orchestrator.driver.line import orchestrate
 from orchestrator.driver.state import RunState
 from orchestrator.driver.summary import count
 from orchestrator.errors import BadInput
-from orchestrator.plans.points import Plan, Trial, make_plan
+from orchestrator.plans.points import Plan, make_plan
+from orchestrator.plans.trials import Trial
 from orchestrator.runs.context import WorkerContext
 from orchestrator.runs.folder import BOARD, HISTORY, Run
 from orchestrator.runs.result import Result

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from orchestrator.plans.points import Point
+from orchestrator.plans.trials import Point
 from orchestrator.runs.folder import Run
 from orchestrator.runs.result import Epoch, Result
 from orchestrator.store import open_store

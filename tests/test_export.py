@@ -14,7 +14,7 @@ import pytest
 from test_trial import new_worker, train, train_and_die, work_in
 
 from orchestrator.errors import BadInput
-from orchestrator.plans.points import Trial
+from orchestrator.plans.trials import Trial
 from orchestrator.runs.context import WorkerContext
 from orchestrator.runs.folder import KeepModels
 from orchestrator.runs.result import Result

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from orchestrator.board.table import build_board
 from orchestrator.errors import BadInput
 from orchestrator.plans.forecast import Counts
-from orchestrator.plans.points import Plan, Trial, make_plan
+from orchestrator.plans.points import Plan, make_plan
+from orchestrator.plans.trials import Trial
 from orchestrator.race.course import Course, run_course
 from orchestrator.race.describe import describe_race, race_tree, sum_up
 from orchestrator.race.rungs import rungs

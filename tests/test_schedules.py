@@ -14,7 +14,8 @@ from orchestrator.driver.state import RunState
 from orchestrator.errors import BadInput
 from orchestrator.plans.describe import describe
 from orchestrator.plans.forecast import Counts
-from orchestrator.plans.points import Plan, Trial, make_plan, remaining
+from orchestrator.plans.points import Plan, make_plan, remaining
+from orchestrator.plans.trials import Trial
 from orchestrator.runs.context import Reporter, WorkerContext
 from orchestrator.runs.folder import KeepModels
 from orchestrator.runs.result import Result

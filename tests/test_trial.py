@@ -23,8 +23,9 @@ from orchestrator.data.backbone import find_networks
 from orchestrator.data.indexing import build_index
 from orchestrator.driver.state import RunState
 from orchestrator.plans.forecast import Counts
-from orchestrator.plans.points import Trial, make_plan, points_of
+from orchestrator.plans.points import make_plan
 from orchestrator.plans.refit import refit_spec, refit_trial
+from orchestrator.plans.trials import Trial, points_of
 from orchestrator.runs.context import Reporter, WorkerContext
 from orchestrator.runs.folder import KeepModels, Run
 from orchestrator.runs.result import Epoch, Result

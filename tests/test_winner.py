@@ -13,7 +13,8 @@ import pytest
 from orchestrator.board.table import build_board
 from orchestrator.driver.state import RunState
 from orchestrator.plans.forecast import Counts
-from orchestrator.plans.points import Plan, Point, Trial, make_plan
+from orchestrator.plans.points import Plan, make_plan
+from orchestrator.plans.trials import Point, Trial
 from orchestrator.runs.checkpoints import KeepCheckpoints, checkpoint_sizes
 from orchestrator.runs.context import WorkerContext
 from orchestrator.runs.folder import KeepModels, Run

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from orchestrator.metrics import METRICS, recorded, shown
 from orchestrator.plans.forecast import price
-from orchestrator.plans.points import Plan, Point
+from orchestrator.plans.points import Plan
+from orchestrator.plans.trials import Point
 from orchestrator.runs.result import Epoch, Result, best_epoch, ranked_by, read_off, restores_best, score, what_ranks
 from orchestrator.spec.axes import canonical
 from orchestrator.spec.ranges import Range, read_tree

@@ -8,7 +8,7 @@ from orchestrator.cluster import patches, worker
 from orchestrator.cluster.connect import Cluster
 from orchestrator.cluster.stop_signal import STOP_S, RaisedSignal, stop_signal
 from orchestrator.cluster.watch import GuardedWatch, LeaveTune, Legs
-from orchestrator.plans.points import Trial
+from orchestrator.plans.trials import Trial
 from orchestrator.runs.context import WorkerContext
 from orchestrator.runs.result import Epoch, Result
 from orchestrator.scratch import scratch

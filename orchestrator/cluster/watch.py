@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from orchestrator.plans.points import Trial
+from orchestrator.plans.trials import Trial
 from orchestrator.runs.result import Epoch, Result
 
 

@@ -16,7 +16,7 @@ from orchestrator.cluster import patches
 from orchestrator.cluster.connect import Cluster, this_node, trials_that_fit
 from orchestrator.cluster.stop_signal import stop_signal
 from orchestrator.errors import BadInput
-from orchestrator.plans.points import Trial
+from orchestrator.plans.trials import Trial
 from orchestrator.runs.context import Reporter, WorkerContext
 from orchestrator.runs.result import Epoch, Result
 from orchestrator.scratch import sweep

@@ -28,7 +28,8 @@ from orchestrator.data.indexing import build_index
 from orchestrator.driver.summary import count
 from orchestrator.errors import BadInput
 from orchestrator.plans.forecast import FIRST_GUESS, Counts, Pace
-from orchestrator.plans.points import Trial, make_plan
+from orchestrator.plans.points import make_plan
+from orchestrator.plans.trials import Trial
 from orchestrator.runs.context import WorkerContext
 from orchestrator.runs.folder import Run
 from orchestrator.runs.result import Epoch, Result

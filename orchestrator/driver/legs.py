@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from orchestrator.driver.state import RunState
-from orchestrator.plans.points import Trial
+from orchestrator.plans.trials import Trial
 
 
 class GridLegs:

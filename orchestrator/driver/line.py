@@ -28,10 +28,8 @@ from orchestrator.driver.watch import GridWatch
 from orchestrator.errors import DONE, BadInput
 from orchestrator.plans.budget import Meter
 from orchestrator.plans.forecast import gpu_memory_mb, worker_memory_mb
-from orchestrator.plans.points import (
-    Trial,
-    remaining,
-)
+from orchestrator.plans.points import remaining
+from orchestrator.plans.trials import Trial
 from orchestrator.race.describe import describe_race
 from orchestrator.runs.lease import Lease
 from orchestrator.spec.reading import to_yaml

@@ -10,7 +10,7 @@ from rich.console import Console
 from orchestrator.driver.state import RunState
 from orchestrator.driver.watch import GridWatch
 from orchestrator.errors import BadInput
-from orchestrator.plans.points import Trial
+from orchestrator.plans.trials import Trial
 from orchestrator.runs.result import Epoch, Result
 from orchestrator.runs.winner import place_models
 from orchestrator.words import plural

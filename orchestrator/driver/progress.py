@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.metrics import METRICS, shown
-from orchestrator.plans.points import Plan, Trial
+from orchestrator.plans.points import Plan
+from orchestrator.plans.trials import Trial
 from orchestrator.runs.result import Epoch, Result
 from orchestrator.terminal import live
 from orchestrator.words import clock, now, plural

@@ -16,8 +16,9 @@ from orchestrator.plans.describe import as_tree, describe, describe_outlook, for
 from orchestrator.plans.disk import describe_disk, forks_of
 from orchestrator.plans.features import FeatureView
 from orchestrator.plans.forecast import worker_memory_mb
-from orchestrator.plans.points import Plan, Trial, count_by_state, remaining
+from orchestrator.plans.points import Plan, count_by_state, remaining
 from orchestrator.plans.rates import RangeTest
+from orchestrator.plans.trials import Trial
 from orchestrator.race.describe import describe_race, left_of_race, race_tree
 from orchestrator.runs.checkpoints import KeepCheckpoints, checkpoint_sizes
 from orchestrator.runs.folder import KeepModels

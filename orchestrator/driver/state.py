@@ -13,7 +13,8 @@ from orchestrator.board.views import verdict
 from orchestrator.display.page import write_page
 from orchestrator.display.table import count_points
 from orchestrator.errors import BadInput
-from orchestrator.plans.points import Plan, Point, Trial, remaining
+from orchestrator.plans.points import Plan, remaining
+from orchestrator.plans.trials import Point, Trial
 from orchestrator.race.course import Course, run_course
 from orchestrator.race.describe import describe_course, sum_up
 from orchestrator.runs.checkpoints import KeepCheckpoints, delete_checkpoints

@@ -11,7 +11,7 @@ from orchestrator.errors import BadInput
 from orchestrator.metrics import METRICS, shown
 from orchestrator.plans.budget import Meter
 from orchestrator.plans.forecast import price
-from orchestrator.plans.points import Trial
+from orchestrator.plans.trials import Trial
 from orchestrator.runs.result import Epoch, Result
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from orchestrator.plans.features import FeatureView
 from orchestrator.plans.forecast import FIRST_GUESS, Pace, outlook, price
-from orchestrator.plans.points import Plan, Trial
+from orchestrator.plans.points import Plan
 from orchestrator.plans.rates import RangeTest
+from orchestrator.plans.trials import Trial
 from orchestrator.spec.ranges import Range
 from orchestrator.spec.sampled import drawn_axes
 from orchestrator.spec.sections import Spec, is_streamed

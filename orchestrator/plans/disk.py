@@ -5,7 +5,8 @@ from collections.abc import Collection
 from typing import Any
 
 from orchestrator.metrics import METRICS
-from orchestrator.plans.points import Plan, Trial
+from orchestrator.plans.points import Plan
+from orchestrator.plans.trials import Trial
 from orchestrator.spec.axes import Settings, resolve
 from orchestrator.spec.sections import Spec
 from orchestrator.words import plural

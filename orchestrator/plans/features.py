@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from orchestrator.plans.forecast import Pace, backbone_image_s
+from orchestrator.plans.trials import Trial
 from orchestrator.spec.axes import AXIS_PATHS, resolve
 from orchestrator.spec.backbones import Pretrained, views
 from orchestrator.spec.sections import Spec
@@ -35,13 +35,8 @@ class FeatureView:
         return None if self.width is None else 4 * self.width * self.images
 
 
-class _HasValues(Protocol):
-    @property
-    def values(self) -> Mapping[str, Any]: ...
-
-
 def feature_views(
-    trials: Iterable[_HasValues], spec: Spec, backbones: Mapping[str, Pretrained], index: tuple[str, int], pace: Pace
+    trials: Iterable[Trial], spec: Spec, backbones: Mapping[str, Pretrained], index: tuple[str, int], pace: Pace
 ) -> tuple[FeatureView, ...]:
     """Every view that some trial needs, or the frozen one from which it branches. index: its digest, and its images."""
     deciding = [name for name, (section, _) in AXIS_PATHS.items() if section in ("augment", "backbone")]

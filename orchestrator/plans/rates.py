@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.errors import BadInput
 from orchestrator.plans.forecast import Counts, Pace, epoch_s
+from orchestrator.plans.trials import Trial
 from orchestrator.spec.axes import Settings, axis_path, canonical, deciding, resolve
 from orchestrator.spec.networks import Networks
 from orchestrator.spec.schedules import PARAMETERS, idle_fields
@@ -141,7 +142,7 @@ def of_test(settings: Settings, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def range_tests(
-    trials: Iterable[Any], spec: Spec, networks: Networks, images: tuple[str, Counts], pace: Pace
+    trials: Iterable[Trial], spec: Spec, networks: Networks, images: tuple[str, Counts], pace: Pace
 ) -> tuple[dict[str, str], tuple[RangeTest, ...]]:
     """Trial id -> the test that it needs, and every test. images: the index digest, and how many there are.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from orchestrator.errors import BadInput
-from orchestrator.plans.points import Point, Refit, Trial
+from orchestrator.plans.trials import Point, Refit, Trial
 from orchestrator.spec.sections import Spec
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from orchestrator.board.comparison import Comparison, compare
 from orchestrator.board.estimates import Configuration, estimate
 from orchestrator.metrics import METRICS
-from orchestrator.plans.points import Plan, Trial
+from orchestrator.plans.points import Plan
+from orchestrator.plans.trials import Trial
 from orchestrator.race.rungs import Runner, divide, guarded_values, is_kept, quota, rungs, why_beaten
 from orchestrator.runs.result import Result, restores_best
 from orchestrator.spec.axes import canonical

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from orchestrator.plans.points import Plan, Trial
+from orchestrator.plans.points import Plan
+from orchestrator.plans.trials import Trial
 from orchestrator.race.course import Course, why_no_race
 from orchestrator.race.rungs import guarded_values, quota, rungs
 from orchestrator.spec.sections import Spec

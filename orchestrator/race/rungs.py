@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.metrics import METRICS
-from orchestrator.plans.points import Trial
+from orchestrator.plans.trials import Trial
 from orchestrator.runs.result import Result, score, what_ranks
 from orchestrator.spec.axes import canonical
 from orchestrator.spec.sections import MOST_GUARDED, Race, Spec

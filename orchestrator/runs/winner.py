@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.plans.points import Plan, Point, Trial
+from orchestrator.plans.points import Plan
+from orchestrator.plans.trials import Point, Trial
 from orchestrator.runs.folder import BEST, CANDIDATES, KeepModels, Run, read_parquet
 from orchestrator.runs.result import Epoch, Exported, Result, Threshold, ranked_by, restores_best
 from orchestrator.runs.threshold import choose_threshold

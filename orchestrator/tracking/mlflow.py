@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 from orchestrator.errors import BadInput
-from orchestrator.plans.points import Plan, Point
+from orchestrator.plans.points import Plan
+from orchestrator.plans.trials import Point
 from orchestrator.runs.folder import Run
 from orchestrator.runs.result import Result
 from orchestrator.scratch import scratch

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from orchestrator.plans.points import Point
+from orchestrator.plans.trials import Point
 from orchestrator.runs.folder import Run
 from orchestrator.runs.result import Epoch, Result
 from orchestrator.scratch import scratch

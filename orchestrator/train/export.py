@@ -17,8 +17,8 @@ import tensorflow as tf
 from orchestrator.data.index import Index
 from orchestrator.data.pipeline import SCALE, Source
 from orchestrator.data.stream import decode
-from orchestrator.plans.points import points_of
 from orchestrator.plans.rates import rate_used
+from orchestrator.plans.trials import points_of
 from orchestrator.runs.context import WorkerContext
 from orchestrator.runs.folder import BEST, CANDIDATES, REFIT, KeepModels, versions
 from orchestrator.runs.result import Epoch, Exported, Refitted, merit, ranked_by

@@ -14,7 +14,7 @@ from orchestrator.data.index import check_split, describe_bad
 from orchestrator.data.pipeline import FeatureSource, Source, shared_tensor, view_batches
 from orchestrator.data.stream import Encoded
 from orchestrator.errors import BadInput
-from orchestrator.plans.points import Trial
+from orchestrator.plans.trials import Trial
 from orchestrator.runs.context import Reporter, WorkerContext
 from orchestrator.spec.axes import Settings
 from orchestrator.spec.backbones import View, views

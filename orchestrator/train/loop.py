@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from orchestrator.data.pipeline import FeatureSource, Source
-from orchestrator.plans.points import Trial
+from orchestrator.plans.trials import Trial
 from orchestrator.spec.sections import Train
 from orchestrator.train.feeds import VALIDATION_BATCH, PipedFeed, PipedValidation, ResidentFeed, ResidentValidation
 from orchestrator.train.schedules import with_rates

@@ -10,8 +10,8 @@ from dataclasses import replace
 import keras
 
 from orchestrator.data.arrays import Stopped
-from orchestrator.plans.points import Trial
 from orchestrator.plans.rates import STEPS, of_test, pick_rate, rates_to_try, tells, tested
+from orchestrator.plans.trials import Trial
 from orchestrator.runs.context import Reporter, WorkerContext
 from orchestrator.runs.rates import RateFound, keep_rate, read_rate
 from orchestrator.spec.axes import Settings

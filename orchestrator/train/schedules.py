@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from orchestrator.plans.points import Refit
+from orchestrator.plans.trials import Refit
 from orchestrator.spec.schedules import stable_epochs
 from orchestrator.spec.sections import Train
 from orchestrator.train.steps import Step, plain

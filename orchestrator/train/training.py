@@ -11,8 +11,8 @@ import numpy as np
 
 from orchestrator.data.weights import class_weights
 from orchestrator.metrics import METRICS, Predictions, measure
-from orchestrator.plans.points import Trial
 from orchestrator.plans.rates import start_rate
+from orchestrator.plans.trials import Trial
 from orchestrator.runs.context import WorkerContext
 from orchestrator.runs.result import Epoch, lacks, monitored, ranked_by, restores_best
 from orchestrator.spec.axes import Settings

@@ -16,8 +16,8 @@ import numpy as np
 
 from orchestrator.data.arrays import Stopped
 from orchestrator.errors import BadInput
-from orchestrator.plans.points import Trial, points_of
 from orchestrator.plans.rates import rate_used
+from orchestrator.plans.trials import Trial, points_of
 from orchestrator.runs.checkpoints import forks_kept
 from orchestrator.runs.context import Reporter, WorkerContext
 from orchestrator.runs.result import Result, read_off

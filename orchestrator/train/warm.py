@@ -5,7 +5,7 @@ A leg goes on from its checkpoint in any case: what is saved is building the mod
 
 from collections import OrderedDict
 
-from orchestrator.plans.points import Trial
+from orchestrator.plans.trials import Trial
 from orchestrator.runs.context import WorkerContext
 from orchestrator.train.training import Training
 

@@ -25,7 +25,8 @@ from record_truth import GRIDS, configurations
 from orchestrator.board.comparison import compare
 from orchestrator.board.estimates import configurations as fold
 from orchestrator.plans.forecast import Counts
-from orchestrator.plans.points import Plan, Trial, make_plan
+from orchestrator.plans.points import Plan, make_plan
+from orchestrator.plans.trials import Trial
 from orchestrator.race.course import Course, run_course
 from orchestrator.runs.result import Epoch, Result, Right, window_of
 from orchestrator.spec.axes import canonical

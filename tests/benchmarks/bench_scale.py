@@ -99,7 +99,7 @@ def nothing_to_train(work: Any, cluster: Any) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from orchestrator.plans.points import points_of
+    from orchestrator.plans.trials import points_of
     from orchestrator.runs.folder import CANDIDATES, versions
     from orchestrator.runs.result import Epoch, Exported, Result
     from orchestrator.tracking.tensorboard import write_events

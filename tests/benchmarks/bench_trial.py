@@ -23,7 +23,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from orchestrator.data.backbone import find_networks
 from orchestrator.data.indexing import build_index
 from orchestrator.plans.forecast import Counts
-from orchestrator.plans.points import Trial, make_plan
+from orchestrator.plans.points import make_plan
+from orchestrator.plans.trials import Trial
 from orchestrator.runs.context import WorkerContext
 from orchestrator.runs.folder import KeepModels, Run
 from orchestrator.spec.axes import resolve
