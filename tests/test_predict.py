@@ -219,7 +219,7 @@ def told_of(folder: str, names: list[str], exif: str | None) -> dict[int, list[f
     image = keras.Input((24, 24, 3))
     model = keras.Model(image, keras.layers.Dense(3, activation="softmax")(keras.layers.Flatten()(image)))
     spec = {"model": "small_cnn", "data": {"exif": exif} if exif else {}}
-    facts = Exported.model_construct(image_size=(24, 24), resize="bilinear", scale=1 / 255, spec=spec)
+    facts = Exported.model_construct(image_size=(24, 24), resize="bilinear", scale=1 / 255, values={}, spec=spec)
     found = find_pictures([f"{folder}/{name}" for name in names])
     said = predict(to_bytes(model), facts, "m.keras", found.pictures)
     return {i: what if isinstance(what, str) else what.tolist() for i, what in said.items()}
