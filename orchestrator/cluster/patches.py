@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,9 @@ os.environ |= {
     # Read in the worker: with Tune's 2 s, a trial fails where the thread of the one before it is slow to end. No test.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
 }
+# Ray imports tqdm where there is one, and that asks a notebook for widgets that nobody needs here.
+# Test: test_a_lost_notebook_goes_on_and_ends.
+warnings.filterwarnings("ignore", message="IProgress not found")
 if not named_address():
     # A Ray of this machine alone takes 127.0.0.1 for its node's address, as it does on a Mac, so it listens on loopback
     # alone. Test: test_ray_on_a_laptop_listens_on_loopback_alone.
