@@ -171,6 +171,7 @@ def test_a_grid_from_bucket_to_bucket(
         assert not any(os.environ[name].encode() in text for text in [done.stdout.encode(), *logs.values()])
 
 
+@pytest.mark.slow
 def test_a_job_trains_a_grid(ray_head: Head, working_dir: Path, tmp_path: Path) -> None:
     """Submitted, followed to its end, and read."""
     args = ("--set", "grid={batch_size: [32, 64], epochs: [1]}", "--output", str(tmp_path / "runs"))

@@ -255,7 +255,8 @@ def test_a_killed_trial_goes_on_exactly(
     assert same(worker.submit(train, trial, work).result(), undisturbed)
 
 
-@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("is_killed", [False, True])
 def test_a_refit_takes_the_winners_steps_on_all_its_images(
     worker: ProcessPoolExecutor, tmp_path: Path, is_killed: bool
 ) -> None:
