@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 
 import keras
+import tensorflow as tf
 
 from orchestrator.data.arrays import Stopped
 from orchestrator.plans.rates import STEPS, of_test, pick_rate, rates_to_try, tells, tested
@@ -48,7 +49,7 @@ def _find(settings: Settings, trial: Trial, test_id: str, context: WorkerContext
         while len(losses) < len(rates) and not (losses and tells(losses)):
             training.resume(fresh)
             losses.append(_loss_at(rates[len(losses)], training, reporter))
-    except Exception:
+    except tf.errors.OpError:
         if images.source.encoded and images.source.encoded.failures:  # what tf.data hides
             raise images.source.encoded.failures.pop() from None
         raise
