@@ -141,6 +141,7 @@ WRONG = [
         {"from": 0, "to": 0.8},
         "sample must say how many points to draw, as grid.dropout is a range: add sample: {points: 64}",
     ),
+    ("grid.learning_rate", {"from": 0, "to": 1}, "grid.learning_rate.from must be auto or a number above 0, got 0"),
     ("grid.dropout", {"from": 0.8, "to": 0.8}, "grid.dropout.to must be above from, 0.8, got 0.8"),
     ("grid.dropout", {"from": 0, "to": 2}, "grid.dropout.to must be a number of at most 1, got 2"),
     ("grid.dropout", {"from": 0, "to": 1, "scale": "log"}, "grid.dropout.from must be above 0 on a log scale, got 0"),

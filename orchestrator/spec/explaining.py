@@ -1,5 +1,6 @@
 """Explaining: what pydantic finds wrong in a spec, as one line that says what the value must be. Pure."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,7 +57,7 @@ def explain(error: ValidationError, prefix: str = "") -> str:
         line = f"{path} is missing: add it to the spec"
     else:
         line = f"{path} must be {_must_be(kind, context)}, got {got}"
-    field = path.rpartition(".")[2].partition("[")[0]
+    field = re.sub(r"\.(from|to)$", "", path).rpartition(".")[2].partition("[")[0]  # of a range, its axis
     if kind == "literal_error" and field in _EITHER:
         line, problems = f"{path} must be {_EITHER[field]}, got {got}", problems[:1]
     rest = [each["loc"] for each in problems if each is not first]
