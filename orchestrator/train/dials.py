@@ -32,6 +32,10 @@ class Dial(float):
     def __tf_tensor__(self, dtype: tf.DType | None = None, name: str | None = None) -> tf.Tensor:
         return tf.cast(self._read(), dtype or tf.float32)
 
+    def __reduce__(self) -> tuple[type[float], tuple[float]]:
+        """A copy, as in the file of a model, is a float."""
+        return float, (float(self),)
+
     def __rsub__(self, other: float) -> "Dial":
         return Dial(other - float(self), lambda: other - self._read())
 

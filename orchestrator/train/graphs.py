@@ -5,18 +5,22 @@ only in its seed, in how long it is trained, or in numbers that the graphs read 
 values of a model of its own, and ends with the same weights, to the bit, as in a fresh worker.
 """
 
+import gc
 import hashlib
 import json
 import math
+import random
 from collections import OrderedDict
 
 import keras
 import numpy as np
+from keras.src.utils import naming
 
 from orchestrator.data.weights import class_weights
 from orchestrator.plans.trials import Trial
 from orchestrator.runs.context import WorkerContext
 from orchestrator.spec.axes import Settings, canonical
+from orchestrator.spec.code import BUILT_IN
 from orchestrator.train.backbone import Branch, unfreeze
 from orchestrator.train.dials import Dials, all_alike, dial_values
 from orchestrator.train.inputs import new_extractor
@@ -77,7 +81,7 @@ class Graphs:
                 variable.assign(value)
             for variable, value in zip(self.optimizer.variables, self._unused, strict=True):
                 variable.assign(value)
-            self.optimizer.learning_rate = unused.learning_rate
+            self.optimizer.learning_rate.assign(unused.learning_rate)
             self._dials.turn(dial_values(fresh, unused))
         self.loop.begin(images, trial)
 
@@ -87,7 +91,8 @@ def take_graphs(settings: Settings, trial: Trial, context: WorkerContext, images
 
     settings: with a number for learning_rate.
     """
-    keras.utils.set_random_seed(trial.seed)
+    _seed(trial.seed, settings)
+    naming.reset_uids()  # they are in configs
     model, optimizer = _build(settings, context, images), make_optimizer(settings.train)
     labels = context.index.labels[images.rows]
     weights = class_weights(settings.train.class_weight, context.index.classes, labels)
@@ -103,6 +108,15 @@ def keep_graphs(graphs: Graphs) -> None:
     _kept[graphs.shape] = graphs
     while len(_kept) > 1 and (len(_kept) > _MOST or sum(each.size_mb for each in _kept.values()) > _MOST_MB):
         _kept.popitem(last=False)
+        gc.collect()  # graphs are large, and hold each other
+
+
+def _seed(seed: int, settings: Settings) -> None:
+    """Let Keras draw the weights of this seed."""
+    if settings.model in BUILT_IN:
+        random.seed(seed)  # all that these draw from
+    else:  # a function of the user's may draw from NumPy and TensorFlow
+        keras.utils.set_random_seed(seed)  # which lets TensorFlow forget how it runs its graphs: that takes 0.1 s
 
 
 def _build(settings: Settings, context: WorkerContext, images: TrialImages) -> keras.Model:
@@ -131,7 +145,7 @@ def _shape_of(
     """What decides the graphs of a trial: all that they hold as constants, in a hash."""
     train = settings.train
     with all_alike(model, optimizer) as dials:
-        config = json.dumps(model.get_config()) if type(model) is keras.Model else ""
+        config = json.dumps(model.get_config()) if type(model).__module__.startswith("keras.") else ""
     known = config and '"registered_name": "' not in config and "Lambda" not in config
     rows = (context.index.labels, images.rows, images.validation_rows)
     parts = [

@@ -66,7 +66,7 @@ def run_trial(
         **(node or {}),
     }
     reset_peak_memory()
-    encoded, begun = None, False
+    encoded, begun, is_kept = None, False, False
     try:
         named = resolve(context.spec, trial.values)
         check_model(named, context)
@@ -89,6 +89,7 @@ def run_trial(
         _train(training, exporter, writer, reporter, save_reached, save_fork)
         result = _save_result(training, context, facts)
         keep_graphs(training.graphs)
+        is_kept = True
         return result
     except Stopped:
         return None
@@ -100,7 +101,8 @@ def run_trial(
             status="failed", error=last_line(cause), finished_at=now(), peak_memory_mb=peak_memory_mb(), **facts
         )
     finally:
-        keras.backend.clear_session()
+        if not is_kept:
+            keras.backend.clear_session()
 
 
 def _train(
