@@ -23,7 +23,7 @@ from orchestrator.spec.axes import Settings, canonical
 from orchestrator.spec.code import BUILT_IN
 from orchestrator.train.backbone import Branch, unfreeze
 from orchestrator.train.dials import Dials, all_alike, dial_values
-from orchestrator.train.inputs import new_extractor
+from orchestrator.train.inputs import copies_on_gpu, new_extractor
 from orchestrator.train.loop import Loop, TrialImages
 from orchestrator.train.model import build
 from orchestrator.train.optimizers import make_optimizer
@@ -48,6 +48,7 @@ class Graphs:
         optimizer: What changes it.
         loop: What trains and validates it.
         variables: The model's, without those of a backbone that nothing changes.
+        copies: The images or features on the GPU that they were traced with, if any.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Graphs:
     ) -> None:
         """settings: of the first of these trials. weights: as training_step takes."""
         self.shape, self.model, self.optimizer = shape, model, optimizer
+        self.copies = copies_on_gpu()
         self.head = model.head if isinstance(model, Branch) else model
         self._dials = Dials(model, optimizer)
         optimizer.build(model.trainable_variables)
@@ -97,6 +99,9 @@ def take_graphs(settings: Settings, trial: Trial, context: WorkerContext, images
     labels = context.index.labels[images.rows]
     weights = class_weights(settings.train.class_weight, context.index.classes, labels)
     shape = _shape_of(model, optimizer, settings, trial, context, images, weights)
+    # or what no trial is trained on any more would stay on the GPU
+    for other in [each for each, kept in _kept.items() if kept.copies is not copies_on_gpu()]:
+        del _kept[other]
     graphs = _kept.pop(shape, None) or Graphs(shape, model, optimizer, images, settings, weights)
     graphs.begin(trial, images, model, optimizer)
     return graphs
