@@ -1,8 +1,8 @@
 """What bfloat16 gains, and what is left of a step: python tests/benchmarks/bench_precision.py.
 
 Three tables, from one process of one thread, on constant batches of 64 x 64: ms of a training step of each
-network and of heads in float32 and in bfloat16; the kernels of small_cnn's step; and validation by the size of its
-batches. 3 minutes.
+network and of a head in float32 and in bfloat16; the kernels of small_cnn's step; and validation by the size of its
+batches. 2 minutes.
 """
 
 import os
