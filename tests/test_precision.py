@@ -107,7 +107,7 @@ def test_a_run_keeps_what_it_began_with(on: Callable[..., None]) -> None:
 @pytest.mark.parametrize("axis", ["grid.precision=[float32]", "points=[{precision: float32}]"])
 def test_auto_stands_beside_no_axis(axis: str) -> None:
     """What it became would be written down nowhere."""
-    with pytest.raises(BadInput, match="train.precision must be one of .* where precision is an axis, got auto: name"):
+    with pytest.raises(BadInput, match=r"train.precision must be one of .* where precision is an axis, got auto: name"):
         load_spec(SPEC, [axis])
 
 
