@@ -26,6 +26,7 @@ from orchestrator.train.dials import Dials, all_alike, dial_values
 from orchestrator.train.inputs import copies_on_gpu, new_extractor
 from orchestrator.train.loop import Loop, TrialImages
 from orchestrator.train.model import build
+from orchestrator.train.model_file import UNLOADABLE
 from orchestrator.train.optimizers import make_optimizer
 
 _MOST, _MOST_MB = 16, 500.0  # kept at once, and what their variables take
@@ -150,11 +151,10 @@ def _shape_of(
     """What decides the graphs of a trial: all that they hold as constants, in a hash."""
     train = settings.train
     with all_alike(model, optimizer) as dials:
-        config = json.dumps(model.get_config()) if type(model).__module__.startswith("keras.") else ""
-    known = config and '"registered_name": "' not in config and "Lambda" not in config
+        config = _config_of(model)
     rows = (context.index.labels, images.rows, images.validation_rows)
     parts = [
-        config if known else [trial.id, trial.seed],  # what is not Keras' own may hold anything
+        config or [trial.id, trial.seed],
         dials,
         train.model_dump(mode="json", exclude=_SHAPE_NOTHING),
         train.schedule == "constant",
@@ -166,3 +166,14 @@ def _shape_of(
         None if weights is None else weights.tolist(),
     ]
     return hashlib.sha256(canonical(parts).encode()).hexdigest()
+
+
+def _config_of(model: keras.Model) -> str | None:
+    """All that a model is, as text; None where that is not known, as it is not all made of Keras' own parts."""
+    if not type(model).__module__.startswith("keras."):
+        return None
+    try:
+        config = json.dumps(model.get_config())
+    except UNLOADABLE:  # a layer of the user's own cannot say what it is
+        return None
+    return None if '"registered_name": "' in config or "Lambda" in config else config

@@ -1,9 +1,9 @@
-"""What a trial costs beside its convolutions: python tests/benchmarks/bench_trial.py FOLDER.
+"""What a trial costs beside its convolutions: python tests/benchmarks/bench_trial.py [FOLDER].
 
 FOLDER: the 8005 JPEGs of make_jpegs.py. Two tables, from worker processes of one thread each: images a second of a
 trial, input and augmentation included, against a bare loop in the graph over the same model, optimizer and one constant
-batch, alone and with every core at it; and 200 trials of one step, one after another in one worker, which keep the best
-model as grids do, and which keep none.
+batch, alone and with every core at it; and 200 small trials, one after another in one worker. Without FOLDER: only the
+second one.
 """
 
 import argparse
@@ -31,7 +31,13 @@ from orchestrator.spec.axes import resolve
 from orchestrator.spec.reading import load_spec
 from orchestrator.store import open_store
 
+FASHION = Path(__file__).parents[2] / "orchestrator/data/sample/backbones/fashion.keras"
 AUGMENT = "augment={rotation_deg: 20, width_shift: 0.2, height_shift: 0.2, horizontal_flip: true}"
+MANY = (
+    ("small_cnn", KeepModels.none),
+    ("small_cnn, the best model kept", KeepModels.best),
+    ("head on features", KeepModels.best, f"backbone={{name: {FASHION}}}"),
+)
 KINDS = ((10, "float32"), (32, "float32"), (10, "mixed_bfloat16"), (32, "mixed_bfloat16"))
 
 
@@ -41,8 +47,10 @@ def work_in(output: str, data: str, *overrides: str) -> tuple[WorkerContext, tup
     images = open_store(spec.data.uri)
     index = build_index(images, spec.data)
     counts = Counts(int((~index.validates()).sum()), int(index.validates().sum()))
-    plan = make_plan(spec, counts, index.digest, find_networks(spec)[0])
-    return WorkerContext(spec, index, images, Run(open_store(f"{output}/{spec.name}", create=True))), plan.trials
+    networks, weights = find_networks(spec)
+    plan = make_plan(spec, counts, index.digest, networks)
+    run = Run(open_store(f"{output}/{spec.name}", create=True))
+    return WorkerContext(spec, index, images, run, networks=networks, weights=weights), plan.trials
 
 
 def start_worker() -> None:
@@ -107,16 +115,18 @@ def loop_images_per_s(
     return count * size / (time.perf_counter() - began)
 
 
-def many_trials(work: WorkerContext, trials: Sequence[Trial]) -> list[tuple[float, float]]:
-    """(seconds, MB held after it) of each."""
+def many_trials(work: WorkerContext, trials: Sequence[Trial]) -> list[tuple[float, float, float]]:
+    """(seconds, those beside its steps, MB held after it) of each. Its steps take what those of its last epoch take."""
     from orchestrator.train.trial import run_trial
 
     costs = []
     for trial in trials:
         began = time.perf_counter()
         result = run_trial(trial, work)
+        took_s = time.perf_counter() - began
         assert result.status == "ok", result.error
-        costs.append((time.perf_counter() - began, memory_mb()))
+        last = result.history[-1]
+        costs.append((took_s, took_s - trial.epochs * (last.train_s + last.validate_s), memory_mb()))
     return costs
 
 
@@ -127,15 +137,16 @@ def at_once(pool: ProcessPoolExecutor, count: int, work: Any, *args: Any) -> flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--trials", type=int, default=200)
     args = parser.parse_args()
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["ORCHESTRATOR_CACHE_DIR"] = f"{scratch}/cache"
-        print(f"{'images a second, one thread each':<34}{'bare':>8}{'trial':>8}{'ratio':>8}", flush=True)
+        if args.folder:
+            print(f"{'images a second, one thread each':<34}{'bare':>8}{'trial':>8}{'ratio':>8}", flush=True)
         runs = iter(range(10**6))
-        for at_a_time in sorted({1, os.cpu_count() or 1}):
+        for at_a_time in sorted({1, os.cpu_count() or 1}) if args.folder else ():
             for size, precision in KINDS:
                 work, (trial,) = work_in(
                     scratch, str(args.folder), AUGMENT, f"train.precision={precision}",
@@ -149,20 +160,17 @@ def main() -> None:
                 bare = (before + after) / 2
                 name = f"{at_a_time} at once, batch {size}, {precision}"
                 print(f"{name:<34}{bare:>8.0f}{mine:>8.0f}{mine / bare:>8.2f}", flush=True)
-        for keep in (KeepModels.none, KeepModels.best):
-            work, trials = work_in(
-                f"{scratch}/{keep}", "sample://shirts", "data.image_size=28", f"seeds={list(range(args.trials))}",
-                "grid={batch_size: [960], epochs: [1], dropout: [0.5]}",
-            )  # fmt: skip
+        what = f"{args.trials} trials of 2 epochs, in one worker"
+        print(f"\n{what:<42}{'first':>9}{'then':>9}{'beside steps':>14}{'MB after 10':>13}{'all':>7}")
+        dropouts = [round(0.1 + 0.8 * i / args.trials, 4) for i in range(args.trials)]
+        for name, keep, *own in MANY:
+            grid = f"grid={{batch_size: [64], epochs: [2], dropout: {dropouts}}}"
+            work, trials = work_in(f"{scratch}/{name}", "sample://shirts", "data.image_size=28", grid, *own)
             with ProcessPoolExecutor(1, mp_context=spawn, initializer=start_worker) as pool:
                 costs = pool.submit(many_trials, replace(work, keep=keep), trials).result()
-            later = sorted(seconds for seconds, _ in costs[1:])
-            print(
-                f"{len(costs)} trials of one step in one worker, models kept: {keep}. The first {costs[0][0]:.2f} s, "
-                f"then {later[0]:.2f} to {later[-1]:.2f} s, median {statistics.median(later):.2f} s; memory after 10, "
-                f"half and all of them: {', '.join(f'{costs[i][1]:.0f}' for i in (9, len(costs) // 2 - 1, -1))} MB",
-                flush=True,
-            )
+            then, beside = (statistics.median(cost[i] for cost in costs[1:]) for i in range(2))
+            seconds = f"{costs[0][0]:>7.2f} s{then:>7.3f} s{beside:>12.3f} s"
+            print(f"{name:<42}{seconds}{costs[9][2]:>13.0f}{costs[-1][2]:>7.0f}", flush=True)
 
 
 if __name__ == "__main__":
