@@ -12,7 +12,7 @@ import threading
 import pytest
 import ray
 
-from orchestrator.cluster import connect
+from orchestrator.cluster import connect, patches
 from orchestrator.cluster.connect import room
 from orchestrator.errors import BadInput
 from orchestrator.spec.sections import Resources
@@ -52,6 +52,24 @@ def test_what_fits_on_no_node_is_refused(nodes: list, to_come: dict, trial: tupl
     """Ray would wait for such a node for ever, in silence."""
     with pytest.raises(BadInput, match=says):
         room(nodes, to_come, *trial)
+
+
+def test_only_workers_of_a_cluster_are_handed_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of the two a notebook's kernel trained on before. AWS keys are never in it: Ray would log them."""
+    from ray.tune.execution.class_cache import _ActorClassCache
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+
+    def handed_on(is_own: bool) -> dict[str, str]:
+        patches.prepare_tune(2, is_own)
+        actor = _ActorClassCache().get(type("Trainable", (), {}))
+        return dict(actor._default_options["runtime_env"].get("env_vars") or {})
+
+    assert handed_on(is_own=True) == {}
+    found = handed_on(is_own=False)
+    assert found["RAY_CHDIR_TO_TRIAL_DIR"] == "0"
+    assert "AWS_ACCESS_KEY_ID" not in found
+    assert handed_on(is_own=True) == {}
 
 
 @pytest.mark.parametrize("by_ctrl_c", [False, True], ids=["in time", "until Ctrl-C"])

@@ -144,7 +144,8 @@ print(json.dumps([found, commands, os.environ.get("RAY_AUTH_MODE")]))
     addresses, commands, mode = json.loads(ran.stdout.splitlines()[-1])
     assert len(addresses) >= 4
     assert any("raylet" in command for command in commands)
-    assert not any("dashboard.py" in command or "monitor.py" in command for command in commands)
+    idle = ("dashboard.py", "monitor.py", "dashboard/agent.py", "agent/main.py", "ray::DashboardAgent")
+    assert not any(name in command for command in commands for name in idle)
     assert set(addresses) <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
     assert mode == "token"
 

@@ -57,6 +57,7 @@ class Cluster:
         needs: What one node must have for a trial, in words.
         why: Why no more run at once, where it is not the cores; or nothing.
         parts: Those of Ray that must answer while trials run.
+        is_own: Whether it is a Ray of this machine alone, which this process has started.
     """
 
     cpus_per_trial: int
@@ -67,6 +68,7 @@ class Cluster:
     needs: str
     why: str
     parts: tuple[Part, ...]
+    is_own: bool
 
 
 @contextlib.contextmanager
@@ -91,7 +93,7 @@ def connect(resources: Resources, trial_mb: float = math.inf, worker_mb: float =
     parts: tuple[Part, ...] = ()
     try:
         parts = _find_parts()
-        yield _measure(resources, trial_mb, parts, why, has_address=stays or bool(address))
+        yield _measure(resources, trial_mb, parts, why, is_own=not (address or stays))
     finally:
         if patches.is_ray_abandoned() or not all(part.answers() for part in parts):
             patches.abandon_ray()
@@ -159,7 +161,7 @@ def _find_parts() -> tuple[Part, ...]:
     )
 
 
-def _measure(resources: Resources, trial_mb: float, parts: tuple[Part, ...], why: str, has_address: bool) -> Cluster:
+def _measure(resources: Resources, trial_mb: float, parts: tuple[Part, ...], why: str, is_own: bool) -> Cluster:
     """What fits on the cluster as it is, and as it may grow. Raises BadInput where no node will do for a trial."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     has, to_come = ray.cluster_resources(), _workers_to_come()
@@ -174,7 +176,7 @@ def _measure(resources: Resources, trial_mb: float, parts: tuple[Part, ...], why
             f"the cluster's accelerators must be NVIDIA GPUs, which alone TensorFlow can use here; got {unusable}: "
             f"use nodes with those, or train on the CPUs with --set resources.gpus_per_trial=0"
         )
-    if not has_address and gpus > has.get("GPU", 0):
+    if is_own and gpus > has.get("GPU", 0):
         raise BadInput(
             f"resources.gpus_per_trial must be at most the {has.get('GPU', 0):g} GPUs here, got {gpus:g}: "
             f"leave it at auto, or run on a cluster that has them"
@@ -190,6 +192,7 @@ def _measure(resources: Resources, trial_mb: float, parts: tuple[Part, ...], why
         needs=_in_words(cpus, gpus),
         why=why,
         parts=parts,
+        is_own=is_own,
     )
 
 

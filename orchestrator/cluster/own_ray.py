@@ -45,8 +45,15 @@ def settings(cpus: int) -> dict[str, Any]:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # or Ray writes one into the home folder
     folder = _folder()
     own = {"include_dashboard": False, "num_cpus": cpus, "_temp_dir": str(folder)}
-    # or two processes start for each CPU: one before there is a trial, and one for the trial
-    own["_system_config"] = {"prestart_worker_first_driver": False}
+    own["_system_config"] = {
+        # or two processes start for each CPU: one before there is a trial, and one for the trial
+        "prestart_worker_first_driver": False,
+        # its metrics would go to an agent that is not there
+        "enable_metrics_collection": False,
+        # parts that start together find each other at the second try: Ray would wait for a second before that
+        "raylet_client_connect_timeout_milliseconds": 20,
+        "raylet_client_num_connect_attempts": 500,
+    }
     return own if os.access("/dev/shm", os.W_OK) else own | {"_plasma_directory": str(folder.parent)}
 
 

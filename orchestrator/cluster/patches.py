@@ -10,6 +10,8 @@ import gc
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -65,6 +67,9 @@ from ray._private import worker as ray_worker  # noqa: E402
 HEAD_SILENT_S = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", 60)) / 2  # noqa: SIM112
 AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 _MANY = 1_000_000
+_AGENTS = ("--dashboard_agent_command=", "--runtime_env_agent_command=")
+_THEIR_PORTS = ("METRICS_AGENT", "METRICS_EXPORT", "DASHBOARD_AGENT_LISTEN", "RUNTIME_ENV_AGENT")
+_NOBODY = 1  # a port where nobody listens
 _CAUSES = {  # a part of Ray's text about a death -> what people are told
     "low on memory": "its node ran out of memory",
     "node has died": "its node was lost",
@@ -126,23 +131,50 @@ def join_briefly() -> None:
 def without_bystanders() -> Iterator[None]:
     """Around ray.init of a Ray of this machine alone: it starts without the processes that nobody here asks anything.
 
-    These are the dashboard's head, the autoscaler and the one that passes workers' output on. Each is a Python that
-    starts while the workers do: half of the 3.4 s of ray.init, and 1.1 s as Ray ends. Replaces three methods of
-    ray._private.node.Node.
+    These are the dashboard's head, the autoscaler, the one that passes workers' output on, and two agents: of metrics,
+    and of the runtime environments, which no worker of this Ray has. Each is a Python that starts while the workers do.
+    The raylet ends with its agents, and waits until they have written down their ports: a stand-in runs in the place of
+    each, and a port where nobody listens is written down before. Nor does it import what the dashboard needs, to see
+    whether that is installed. Replaces three methods of ray._private.node.Node, services.start_ray_process and
+    utils.get_dashboard_dependency_error. Calls ray._raylet.persist_port.
     Test: test_ray_on_a_laptop_listens_on_loopback_alone.
     """
+    from ray._private import services
     from ray._private.node import Node
 
-    node: Any = Node
-    nothing = {name: lambda *_, **__: None for name in ("start_api_server", "start_monitor", "start_log_monitor")}
-    before = {name: getattr(node, name) for name in nothing}
-    for name, method in nothing.items():
-        setattr(node, name, method)
+    start_ray_process = services.start_ray_process
+
+    def start_without_agents(command: list[str], process_type: str, *args: Any, **kwargs: Any) -> Any:
+        is_raylet = process_type == ray_constants.PROCESS_TYPE_RAYLET
+        return start_ray_process(_without_agents(command) if is_raylet else command, process_type, *args, **kwargs)
+
+    def nothing(*_: Any, **__: Any) -> None:
+        pass
+
+    replaced: list[tuple[Any, str, Any]] = [
+        *((Node, name, nothing) for name in ("start_api_server", "start_monitor", "start_log_monitor")),
+        (services, "start_ray_process", start_without_agents),
+        (ray_utils, "get_dashboard_dependency_error", nothing),
+    ]
+    before = [getattr(owner, name) for owner, name, _ in replaced]
+    for owner, name, new in replaced:
+        setattr(owner, name, new)
     try:
         yield
     finally:
-        for name, method in before.items():
-            setattr(node, name, method)
+        for (owner, name, _), old in zip(replaced, before, strict=True):
+            setattr(owner, name, old)
+
+
+def _without_agents(raylet: list[str]) -> list[str]:
+    """The command of a raylet with stand-ins for its agents, whose ports are written down."""
+    private: Any = ray._raylet
+    settings = dict(part[2:].split("=", 1) for part in raylet if part.startswith("--") and "=" in part)
+    for name in _THEIR_PORTS:
+        port = getattr(private, f"{name}_PORT_NAME")
+        private.persist_port(settings["session_dir"], settings["node_id"], port, _NOBODY)
+    stand_in = subprocess.list2cmdline([sys.executable, "-I", "-S", str(Path(__file__).with_name("stand_in.py"))])
+    return [f"{part.partition('=')[0]}={stand_in}" if part.startswith(_AGENTS) else part for part in raylet]
 
 
 _abandoned = threading.Event()
@@ -171,26 +203,51 @@ def stop_collecting_garbage() -> None:
 # --- Tune, before it runs ---------------------------------------------------------------------------------------------
 
 
-def prepare_tune(most: int) -> None:
+def prepare_tune(most: int, is_own: bool) -> None:
     """Apply the patches of Tune itself. Call it before each run of Tune. Imports Tune, which takes a second.
 
     most: trials at once. So many may wait for a worker: with a searcher of one's own Tune lets one wait, and starts one
     worker after the other. Test: test_trials_start_in_the_order_of_the_plan_and_a_killed_one_comes_first.
+    is_own: on a Ray of this machine alone.
     """
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(200, most))
-    _keep_keys_out_of_logs()
+    _hand_on_environment(is_own)
+    _tell_nobody_of_callbacks()
     _keep_trainable()
     _treat_all_failures_as_deaths()
 
 
-def _keep_keys_out_of_logs() -> None:
-    """Tune hands AWS_KEYS on in a runtime environment, and Ray writes that into its logs. StopSignal carries them.
+def _hand_on_environment(is_own: bool) -> None:
+    """Tune hands environment variables on to its workers in a runtime environment.
 
-    Changes ray.tune.execution.class_cache.ENV_VARS_TO_PROPAGATE. Test: test_a_grid_from_bucket_to_bucket.
+    AWS_KEYS are none of them: Ray writes runtime environments into its logs. StopSignal carries them. The workers of a
+    Ray of this machine alone have the driver's environment anyway: without a runtime environment they start sooner.
+    Sets two names of ray.tune.execution.class_cache. Test: test_a_grid_from_bucket_to_bucket. Seen by bench_scale.py,
+    part `start`.
     """
     from ray.tune.execution import class_cache
 
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(AWS_KEYS)
+    defaults, names = _handed_on()
+    class_cache.DEFAULT_ENV_VARS = {} if is_own else defaults
+    class_cache.ENV_VARS_TO_PROPAGATE = set() if is_own else names - set(AWS_KEYS)
+
+
+@functools.cache
+def _handed_on() -> tuple[dict[str, str], set[str]]:
+    from ray.tune.execution import class_cache
+
+    return class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
+
+
+def _tell_nobody_of_callbacks() -> None:
+    """For Ray's usage statistics Tune counts whose callbacks it is given, and imports MLflow for that, if there is one.
+
+    Replaces ray.air._internal.usage.tag_callbacks. Seen by bench_scale.py, part `start`.
+    """
+    from ray.air._internal import usage
+
+    module: Any = usage
+    module.tag_callbacks = lambda callbacks: False
 
 
 def _keep_trainable() -> None:

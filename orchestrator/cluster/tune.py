@@ -33,7 +33,7 @@ def train_all(
     kill: threading.Event,
 ) -> None:
     """What fan_out does, through Ray Tune. Raises LeaveTune where it is stopped."""
-    patches.prepare_tune(cluster.most)
+    patches.prepare_tune(cluster.most, cluster.is_own)
     by_id = {trial.id: trial for trial in legs.trials}
     report_interval_s = REPORT_INTERVAL_S * min(cluster.most, len(by_id))
     workload = ray.put(worker.Workload(context, cluster, by_id, report_interval_s, worker.load_trial_module))

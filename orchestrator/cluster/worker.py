@@ -3,13 +3,15 @@
 A worker trains one trial after the other; what they share is fetched once and remembered.
 """
 
+import contextlib
 import functools
 import os
 import platform
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,11 +164,28 @@ def load_trial_module(context: WorkerContext, cluster: Cluster) -> Any:
     """orchestrator.train.trial, ready for use: importing it loads TensorFlow, once in a process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
-    from orchestrator.train import trial
+    with _without("IPython", "matplotlib", "scipy"):
+        from orchestrator.train import trial
 
     look_in(context.networks.folder)
     trial.use_device(context.spec.resources.cpus_per_trial, cluster.gpu_limit_mb)
     return trial
+
+
+@contextlib.contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Where these are installed, Keras and TensorFlow import them for what no trial calls: that takes half a second.
+
+    Meanwhile an import of one fails, as where it is not installed.
+    """
+    modules: dict[str, Any] = sys.modules
+    unused = set(names) - modules.keys()
+    modules |= dict.fromkeys(unused)
+    try:
+        yield
+    finally:
+        for name in unused:
+            modules.pop(name, None)
 
 
 @functools.cache

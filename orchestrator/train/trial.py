@@ -7,6 +7,7 @@ stopped and resumed, and whatever this process trained before.
 import contextlib
 import functools
 import platform
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ import keras
 import numpy as np
 
 from orchestrator.data.arrays import Stopped
+from orchestrator.data.pipeline import Source
 from orchestrator.errors import BadInput
 from orchestrator.plans.rates import rate_used
 from orchestrator.plans.trials import Trial, points_of
@@ -41,6 +43,8 @@ from orchestrator.train.rates import with_rate
 from orchestrator.train.samples import write_samples
 from orchestrator.train.training import Training
 from orchestrator.words import last_line, now, plural
+
+_DRAW_S = 10.0
 
 __all__ = ["check_gpu", "has_grown", "run_trial", "use_device"]
 
@@ -81,12 +85,11 @@ def run_trial(
             _start_from_frozen(training, trial.frozen, context, reporter)
         begun = True
         reporter.ready(cache.bad, training.epochs_done)
-        with contextlib.suppress(StoreError, OSError, BadInput):  # a picture is no reason not to train
-            write_samples(context, images.source)
         writer = _writer(training, context, reporter.say)
         save_reached = functools.partial(_save_reached, training, context, facts, reporter)
         save_fork = functools.partial(_save_fork, training, context, reporter.say)
-        _train(training, exporter, writer, reporter, save_reached, save_fork)
+        draw = functools.cache(functools.partial(_draw_samples, context, images.source))
+        _train(training, exporter, writer, reporter, save_reached, save_fork, draw)
         result = _save_result(training, context, facts)
         keep_graphs(training.graphs)
         is_kept = True
@@ -112,15 +115,21 @@ def _train(
     reporter: Reporter,
     save_reached: Callable[[], None],
     save_fork: Callable[[], None],
+    draw: Callable[[], None],
 ) -> None:
     """Train to the end. save_reached: called at each milestone but the last. save_fork: called after each epoch.
 
+    draw: called when the first epoch is told of, or after some seconds if that takes longer.
     Raises Stopped where the reporter asks to stop, Diverged, and StoreError or OSError where no checkpoint could be
     written for too long.
     """
 
+    draw_s = time.monotonic() + _DRAW_S
+
     def stopped() -> bool:
         stop = reporter.stopping()
+        if not stop and time.monotonic() > draw_s:
+            draw()
         if writer and stop:
             writer.write()
             writer.wait()
@@ -134,6 +143,7 @@ def _train(
         _train_epoch(training, stopped)
         save_fork()
         reporter.epoch(training.history[-1])
+        draw()
         if len(training.history) in training.trial.milestones or training.is_over:
             exporter.export()  # before the checkpoint: the models of the epochs in that lie in the run folder
             save_reached()
@@ -141,6 +151,11 @@ def _train(
                 writer.write_last()
             elif writer:
                 writer.write()
+
+
+def _draw_samples(context: WorkerContext, source: Source) -> None:
+    with contextlib.suppress(StoreError, OSError, BadInput):  # a picture is no reason not to train
+        write_samples(context, source)
 
 
 def _train_epoch(training: Training, stopped: Callable[[], bool]) -> None:

@@ -1,7 +1,7 @@
 """What the orchestrator itself costs on large grids: python tests/benchmarks/bench_scale.py [PART ...].
 
 plan      grids of 10,000 and 1,000,000 points planned and printed; the leaderboard read: whole commands
-start     one trial, from the command to the end of its first epoch
+start     where the seconds go from the command to the end of the first epoch, and in the grid of `make grid`
 driver    500 and 10,000 trials that train nothing, through Ray Tune and the run folder
 index     a bucket of 1,000,000 keys listed; its index in two workers
 profile   where a driver's and a worker's time goes
@@ -14,11 +14,13 @@ import cProfile
 import json
 import os
 import pstats
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,16 +79,50 @@ def _row(what: str, wall_s: float, peak_mb: float) -> None:
 # --- start ------------------------------------------------------------------------------------------------------------
 
 
+STRETCHES = (  # what ends a stretch -> what takes the time until then
+    ("run.began", "the command's imports; its plan"),
+    ("trials", "Ray"),
+    ("trial.started", "Tune; the first worker's process, and its imports but TensorFlow"),
+    ("trial.ready", "TensorFlow; images and model"),
+    ("trial.epoch", "the first epoch, its graphs included"),
+    ("trial.done", "the rest of the trials"),
+    ("end", "tables, models, page; Ray ends"),
+)
+ONE_EPOCH = ("--set", "grid={batch_size: [32], epochs: [1]}")  # of 30 steps
+
+
 def start() -> None:
-    """The second call, as a user has it: bytecode and cache are there."""
+    """Where the seconds go: medians of three, after a first call, as a user has it: bytecode and cache are there."""
     with tempfile.TemporaryDirectory() as folder:
-        once = ("-m", "orchestrator.grid", "--set", "grid={batch_size: [32], epochs: [1]}", "--output")
-        command(*once, f"{folder}/first")
-        began = time.perf_counter()
-        process = subprocess.Popen([sys.executable, *once, f"{folder}/second"], stdout=subprocess.PIPE, text=True)
-        first = next(time.perf_counter() - began for line in process.stdout if line.startswith("epoch "))
-        process.communicate()
-        print(f"from the command to the end of a first epoch of 30 steps: {first:.1f} s", flush=True)
+        found = []
+        for arguments in (ONE_EPOCH, ()):
+            stretches(f"{folder}/first", *arguments)
+            taken = [stretches(f"{folder}/{len(arguments)}-{i}", *arguments) for i in range(3)]
+            found.append({end: statistics.median(each[end] for each in taken) for end in taken[0]})
+    print(f"{'seconds':<72}{'one epoch':>10}{'make grid':>10}")
+    for end, what in STRETCHES:
+        print(f"{what:<72}{found[0][end]:>10.2f}{found[1][end]:>10.2f}")
+    for end, what in (("first", "from the command to the end of the first epoch"), ("all", "in all")):
+        print(f"{what:<72}{found[0][end]:>10.2f}{found[1][end]:>10.2f}", flush=True)
+
+
+def stretches(folder: str, *arguments: str) -> dict[str, float]:
+    """Seconds of each stretch of a grid on the sample, by what ends it; until the `first` epoch ends, and of `all`."""
+    line = (sys.executable, "-m", "orchestrator.grid", *arguments, "--output", folder)
+    at = [time.time()]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+    at_line = next(time.time() for line in process.stdout if line.startswith("shirts: "))
+    process.communicate()
+    ended = time.time()
+    events = [json.loads(line) for line in Path(folder, "shirts", "events.jsonl").read_text().splitlines()]
+    when = {"trials": at_line, "end": ended}
+    for event in reversed(events):  # the first of each; of what ends trials, the last
+        name = event["event"]
+        if name != "trial.done" or name not in when:
+            when[name] = datetime.fromisoformat(event["time"]).timestamp()
+    at += [when[end] for end, _ in STRETCHES]
+    took = dict(zip((end for end, _ in STRETCHES), map(float.__sub__, at[1:], at), strict=True))
+    return took | {"first": when["trial.epoch"] - at[0], "all": ended - at[0]}
 
 
 # --- driver -----------------------------------------------------------------------------------------------------------
@@ -266,7 +302,6 @@ def driver() -> None:
 def measure_waiting() -> dict[int, float]:
     """Median ms of CPU to shuffle so many pending calls and wait for the first that ends."""
     import random
-    import statistics
 
     import ray
 
