@@ -245,7 +245,7 @@ def test_checkpoints_stay_as_they_are_kept(
 
     with Lease(run.store, lambda: None, False, lambda line: None) as state.lease:
         state.running.add(c.id)
-        state.write_if_due(print)
+        state.changed(print)
         assert left() == while_it_trains
         state.running.clear()
         state.drop_checkpoints(last=True)

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from orchestrator.cluster.address import named_address
@@ -32,8 +33,6 @@ os.environ |= {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Ctrl-C is ours. A precaution: Tune installs its handler on the main thread alone, and we run it on another.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # No regular snapshots of Tune's state: the run folder is the state. Seen by bench_scale.py, part `driver`.
-    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     # No tracebacks of dead workers on the console. Test: test_a_trial_that_kills_its_workers_fails_alone.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     # A call after Ray has shut down must fail, not start another Ray. No test covers it.
@@ -215,6 +214,9 @@ def prepare_tune(most: int, is_own: bool) -> None:
     _tell_nobody_of_callbacks()
     _keep_trainable()
     _treat_all_failures_as_deaths()
+    _keep_no_state()
+    _keep_no_statistics()
+    _ask_for_few_placement_groups(most)
 
 
 def _hand_on_environment(is_own: bool) -> None:
@@ -251,16 +253,94 @@ def _tell_nobody_of_callbacks() -> None:
 
 
 def _keep_trainable() -> None:
-    """Tune fetches and unpickles the trainable several times for each trial: a third of the driver's time.
+    """Tune asks Ray for each trial whether the trainable is there, and fetches and unpickles it several times.
 
-    Replaces ray.tune.experiment.trial.get_trainable_cls. The cache is a new one for each run of Tune, because the next
-    run registers another trainable under the same name. Seen by bench_scale.py, part `driver`.
+    That was a third of the driver's time. Replaces validate_trainable and get_trainable_cls in
+    ray.tune.experiment.trial. The cache is a new one for each run of Tune, because the next run registers another
+    trainable under the same name. Seen by bench_scale.py, part `driver`.
     """
     from ray.tune import registry
     from ray.tune.experiment import trial
 
     module: Any = trial
     module.get_trainable_cls = functools.cache(registry.get_trainable_cls)
+    module.validate_trainable = lambda trainable_name: None
+
+
+def _keep_no_state() -> None:
+    """Tune writes what it knows of every trial into its folder, and reads it again at the end: 1 ms for each.
+
+    The run folder is the state, so nothing is written, and the analysis that Tune ends with holds no trial. Replaces
+    checkpoint and _mark_trial_to_checkpoint of TuneController, and ray.tune.tune.ExperimentAnalysis.
+    Seen by bench_scale.py, part `driver`.
+    """
+    from ray.tune import tune
+    from ray.tune.execution.tune_controller import TuneController
+
+    controller: Any = TuneController
+    controller.checkpoint = controller._mark_trial_to_checkpoint = lambda *_, **__: None
+    module: Any = tune
+    module.ExperimentAnalysis = lambda **_: SimpleNamespace(trials=())
+
+
+def _keep_no_statistics() -> None:
+    """Tune keeps the least, largest and mean of each number that a trial reports, 17 kB a trial, which nobody reads.
+
+    It also asks a worker twice for facts that would stand for a result before there is one. Replaces
+    Trial.update_last_result and Trial.set_ray_actor. Seen by bench_scale.py, part `driver`.
+    """
+    from ray.tune.experiment import Trial
+
+    def set_ray_actor(trial: Any, ray_actor: Any) -> None:
+        trial.temporary_state.ray_actor = ray_actor
+
+    trial: Any = Trial
+    trial.update_last_result, trial.set_ray_actor = lambda *_: None, set_ray_actor
+
+
+def _ask_for_few_placement_groups(most: int) -> None:
+    """Tune asks Ray for a placement group for each trial that waits, and takes it back as a worker becomes free: 2 ms.
+
+    So as many are asked for as may find a place, and the trials that come and go share them. Replaces
+    ray.tune.execution.tune_controller.PlacementGroupResourceManager. Seen by bench_scale.py, part `driver`.
+    Test: test_node_lost_and_joined.
+    """
+    from ray.air.execution import PlacementGroupResourceManager
+    from ray.tune.execution import tune_controller
+
+    base: Any = PlacementGroupResourceManager
+
+    class FewPlacementGroups(base):  # type: ignore[misc]
+        """All trials of a run need the same resources."""
+
+        _wanted = 0  # trials that wait for a worker of their own
+
+        def request_resources(self, resource_request: Any) -> None:
+            self._wanted += 1
+            self._ask(resource_request)
+
+        def cancel_resource_request(self, resource_request: Any) -> None:
+            self._wanted -= 1
+            if self._asked(resource_request) > self._wanted:
+                super().cancel_resource_request(resource_request)
+
+        def acquire_resources(self, resource_request: Any) -> Any:
+            acquired = super().acquire_resources(resource_request)
+            if acquired:
+                self._wanted -= 1
+                self._ask(resource_request)
+            return acquired
+
+        def _asked(self, resource_request: Any) -> int:
+            groups = (self._request_to_staged_pgs, self._request_to_ready_pgs)
+            return sum(len(of[resource_request]) for of in groups)
+
+        def _ask(self, resource_request: Any) -> None:
+            if self._asked(resource_request) < min(self._wanted, most):
+                super().request_resources(resource_request)
+
+    module: Any = tune_controller
+    module.PlacementGroupResourceManager = FewPlacementGroups
 
 
 @functools.cache
@@ -288,12 +368,15 @@ def _as_death(task_failed: Callable[..., None]) -> Callable[..., None]:
 
 
 def waiting_trials(controller: Any) -> set[Any]:
-    """Tune's trials that wait for a worker. controller: what a scheduler's choose_trial_to_run is given.
+    """Tune's trials that wait for a worker; none where no worker is idle, and each of them has asked for one.
 
-    Reads the controller's _pending_trials and _resetting_trials.
+    controller: what a scheduler's choose_trial_to_run is given. Reads its _pending_trials, _staged_trials and
+    _resetting_trials.
     Test: test_trials_start_in_the_order_of_the_plan_and_a_killed_one_comes_first.
     """
     tune_controller = controller._tune_controller
+    if next_idle_worker(controller) is None and tune_controller._pending_trials <= tune_controller._staged_trials:
+        return set()  # Tune asks in each of its steps
     waiting: set[Any] = tune_controller._pending_trials - tune_controller._resetting_trials
     return waiting
 

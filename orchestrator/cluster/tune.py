@@ -17,11 +17,13 @@ from orchestrator.scratch import scratch
 import ray
 from ray import tune
 from ray.tune import Callback, Stopper
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import Searcher
+from ray.tune.search import SearchAlgorithm
 
 TRIES = 3  # workers in a row that may die on a trial without getting it any further
-REPORT_INTERVAL_S = 0.02  # a trial's reports are this far apart, times the trials at once, so that the driver keeps up
+REPORT_INTERVAL_S = 0.02  # a worker's reports are this far apart, times the trials at once, so that the driver keeps up
+REPORT_LEAST_S = 0.5  # and at least this: a person sees no more
 
 
 def train_all(
@@ -35,7 +37,7 @@ def train_all(
     """What fan_out does, through Ray Tune. Raises LeaveTune where it is stopped."""
     patches.prepare_tune(cluster.most, cluster.is_own)
     by_id = {trial.id: trial for trial in legs.trials}
-    report_interval_s = REPORT_INTERVAL_S * min(cluster.most, len(by_id))
+    report_interval_s = max(REPORT_LEAST_S, REPORT_INTERVAL_S * min(cluster.most, len(by_id)))
     workload = ray.put(worker.Workload(context, cluster, by_id, report_interval_s, worker.load_trial_module))
     callback = WatchCallback(by_id, watch)
     with scratch() as folder, stop_signal(kill) as signal:
@@ -46,10 +48,8 @@ def train_all(
                 {"cpu": cluster.cpus_per_trial, "gpu": cluster.gpus_per_trial},
             ),
             tune_config=tune.TuneConfig(
-                search_alg=LegSearcher(legs),
-                num_samples=-1,
+                search_alg=LegSearch(legs, context.spec.resources.max_concurrent),
                 reuse_actors=True,
-                max_concurrent_trials=context.spec.resources.max_concurrent,
                 scheduler=InOrderOfLegs(legs),
             ),
             run_config=tune.RunConfig(
@@ -59,7 +59,6 @@ def train_all(
                 progress_reporter=Silent(),
                 callbacks=[callback],
                 stop=StopOnRequest(callback, signal, stop),
-                failure_config=tune.FailureConfig(max_failures=TRIES - 1),
             ),
         ).fit()
 
@@ -78,28 +77,36 @@ class NotPickled:
         return object, ()
 
 
-class LegSearcher(NotPickled, Searcher):
-    """Gives Tune one leg after the other: each is a trial of Tune's."""
+class LegSearch(NotPickled, SearchAlgorithm):
+    """Gives Tune one leg after the other: each is a trial of Tune's. most: trials that wait or run at a time."""
 
-    def __init__(self, legs: Legs) -> None:
-        super().__init__()
-        self._legs, self._taken = legs, 0
+    def __init__(self, legs: Legs, most: int | None) -> None:
+        self._legs, self._most, self._taken = legs, most, 0
+        self._live: set[str] = set()  # ids of Tune's trials that have not ended
+        self._spec: dict[str, Any] = {}
 
-    def suggest(self, trial_id: str) -> Any:
+    def add_configurations(self, experiments: Any) -> None:
+        self._spec = experiments[0].spec
+
+    def next_trial(self) -> TuneTrial | None:
+        if self._most and len(self._live) >= self._most:
+            return None
         leg = self._legs.take()
         if leg is None:
-            return Searcher.FINISHED if self._legs.over() else None
+            self._finished = self._legs.over()
+            return None
         self._taken += 1
-        return {"trial": leg.id, "epochs": leg.epochs, "place": self._taken}
+        trial = TuneTrial(
+            self._spec["run"],
+            config={"trial": leg.id, "epochs": leg.epochs, "place": self._taken},
+            storage=self._spec["storage"],
+            max_failures=TRIES - 1,
+        )
+        self._live.add(trial.trial_id)
+        return trial
 
-    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        pass
-
-    def save(self, checkpoint_path: str) -> None:
-        pass
-
-    def restore(self, checkpoint_path: str) -> None:
-        pass
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._live.discard(trial_id)
 
 
 class InOrderOfLegs(NotPickled, FIFOScheduler):

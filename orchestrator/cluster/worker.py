@@ -40,7 +40,7 @@ class Workload:
 
     Attributes:
         trials: By id.
-        report_interval_s: A trial reports its epochs at least so many seconds apart; 0: each at once.
+        report_interval_s: A worker reports epochs at least so many seconds apart; 0: each at once.
         load_trial_module: load_trial_module below; benchmarks give another.
     """
 
@@ -57,18 +57,19 @@ def train(config: dict[str, Any], refs: list[Any]) -> None:
     config: the trial's id, and after how many epochs the leg ends. refs: Ray's references to a Workload, to whether to
     stop, and to the driver's AWS keys.
     Each report is a dict with "epochs" and "lines", and with an "event" where there is one: "preparing", "ready",
-    "reached", "refused", "result", "stopped" or "worker too large".
+    "reached" or "worker too large", and last "refused", "result" or "stopped": Tune ends its trial with this one.
     """
     workload_ref, stopping_ref, aws_keys_ref = refs
     workload: Workload = _fetch(workload_ref)
     _use_aws_keys(_fetch(aws_keys_ref))
-    outbox = Outbox(workload.report_interval_s)
+    outbox = _outbox(workload.report_interval_s)
     try:
         result = _train(workload.trials[config["trial"]].leg(config["epochs"]), workload, outbox, stopping_ref)
     except BadInput as error:
-        outbox.send(event="refused", why=str(error))
+        outbox.send(event="refused", why=str(error), done=True)
     else:
-        outbox.send(**({"event": "result", "result": result.model_dump_json()} if result else {"event": "stopped"}))
+        last = {"event": "result", "result": result.model_dump_json()} if result else {"event": "stopped"}
+        outbox.send(**last, done=True)
 
 
 def _train(trial: Trial, workload: Workload, outbox: "Outbox", stopping_ref: Any) -> Result | None:
@@ -129,10 +130,10 @@ def _judge(refs: list[Any]) -> bytes:
 
 
 class Outbox:
-    """Carries epochs and lines from a worker to the driver.
+    """Carries epochs and lines from a worker to the driver, trial after trial.
 
-    The first epoch goes at once, and the next ones together, at least so many seconds apart: a driver of thousands of
-    trials could not keep up with each alone.
+    Epochs go together, at least so many seconds apart; but one that took longer goes at once: a driver of thousands of
+    trials could not keep up with each alone, nor one of trials that are over within a second.
     """
 
     def __init__(self, interval_s: float) -> None:
@@ -142,7 +143,7 @@ class Outbox:
 
     def add(self, epoch: Epoch) -> None:
         self._epochs.append(epoch.model_dump_json())
-        if time.monotonic() >= self._next_s:
+        if time.monotonic() >= self._next_s or epoch.train_s + epoch.validate_s >= self._interval_s:
             self.send()
             self._next_s = time.monotonic() + self._interval_s
 
@@ -150,6 +151,9 @@ class Outbox:
         """Send all that waits, and this event. Returns when the driver has taken it."""
         epochs, self._epochs = self._epochs, []
         tune.report({"epochs": epochs, "lines": [self.lines.popleft() for _ in range(len(self.lines))], **event})
+
+
+_outbox = functools.cache(Outbox)  # a worker's
 
 
 def is_told_to_stop(stopping_ref: Any) -> bool:

@@ -28,6 +28,8 @@ from orchestrator.store import StoreError
 from orchestrator.tracking.tensorboard import write_events
 from orchestrator.words import plural
 
+_TABLES_S = 2.0  # between two writes of the tables, at least
+_TABLES_SHARE = 0.05  # of the driver's time, at most
 _PROGRESS_S = 2.0  # between two writes of progress.json
 _PAGE_S = 60.0  # and of report.html
 _SHARE = 0.01  # of the driver's time, at most, for each of these two
@@ -59,6 +61,7 @@ class RunState:
         self.leads: tuple[str, str] | None = None
         self._course: tuple[tuple[int, ...], Course | None] = ((), None)
         self._next_write_s = self._next_progress_s = 0.0
+        self._stale = False  # something has happened that the tables do not show
         self._next_page_s = time.monotonic() + _PAGE_S
         index = context.index
         counts = np.bincount(index.labels[index.judged], minlength=len(index.classes))
@@ -156,11 +159,6 @@ class RunState:
         run.write_progress(None)
         write_events(run, self.trained, self.results, run.list_events())
 
-    def write_events_if_due(self, say: Callable[[str], None]) -> None:
-        """Write what has happened, unless that was done a moment ago."""
-        if self.holds_lease():
-            self.events.write_if_due(say)
-
     def drop_checkpoints(self, last: bool = False) -> None:
         """Delete the checkpoints of trials that are done, as far as they are not kept. last: nothing runs any more."""
         keep, done = self.keep_checkpoints, self.done
@@ -176,15 +174,24 @@ class RunState:
             over.discard(leader.trial_id)
         delete_checkpoints(self.context.run, over)
 
-    def write_if_due(self, say: Callable[[str], None]) -> None:
-        """Write the events, and in at most a tenth of the driver's time the tables; delete models that were beaten.
+    def changed(self, say: Callable[[str], None]) -> None:
+        """The tables are to show something else from now on; otherwise as `write_if_due`."""
+        self._stale = True
+        self.write_if_due(say)
 
-        say: called with the reason if that fails; the next write brings them up to date.
+    def write_if_due(self, say: Callable[[str], None]) -> None:
+        """Write the events, and where they changed the tables; delete models that were beaten.
+
+        Every two seconds, and in a twentieth of the driver's time, at most. say: called with the reason if that fails;
+        the next write brings them up to date.
         """
-        self.write_events_if_due(say)
-        if time.monotonic() < self._next_write_s or not self.holds_lease():
+        if not self.holds_lease():
             return
+        self.events.write_if_due(say)
         began = time.monotonic()
+        if not self._stale or began < self._next_write_s:
+            return
+        self._stale = False
         try:
             board = self.board
             tables = self._tables(board)
@@ -196,7 +203,7 @@ class RunState:
             self.drop_checkpoints()
         except StoreError as error:
             say(f"the leaderboard could not be written: {error}")
-        self._next_write_s = time.monotonic() + 9 * (time.monotonic() - began)
+        self._next_write_s = _next(began, _TABLES_S, _TABLES_SHARE)
 
     def show_if_due(self, progress: Callable[[], Mapping[str, Any]], say: Callable[[str], None]) -> None:
         """Write what runs now every two seconds, and the page every minute; each in 1% of the driver's time at most.
@@ -207,16 +214,17 @@ class RunState:
         try:
             if began >= self._next_progress_s and self.holds_lease():
                 self.context.run.write_progress(progress())
-                self._next_progress_s = _next(began, _PROGRESS_S)
+                self._next_progress_s = _next(began, _PROGRESS_S, _SHARE)
             if began >= self._next_page_s and self.holds_lease():
                 write_page(self.context.run)
-                self._next_page_s = _next(began, _PAGE_S)
+                self._next_page_s = _next(began, _PAGE_S, _SHARE)
         except BadInput as error:
-            self._next_progress_s, self._next_page_s = _next(began, _PROGRESS_S), _next(began, _PAGE_S)
+            self._next_progress_s = _next(began, _PROGRESS_S, _SHARE)
+            self._next_page_s = _next(began, _PAGE_S, _SHARE)
             say(f"the page could not be written: {error}")
 
 
-def _next(began_s: float, every_s: float) -> float:
-    """When to do it again that began then, and has just ended."""
+def _next(began_s: float, every_s: float, share: float) -> float:
+    """When to do it again that began then, and has just ended. share: of the driver's time that it may take."""
     ended_s = time.monotonic()
-    return ended_s + max(every_s, (ended_s - began_s) / _SHARE)
+    return ended_s + max(every_s, (ended_s - began_s) / share)

@@ -59,14 +59,14 @@ class GridWatch:
             self._take_folder(unreadable)
         except BadInput as error:
             self._refuse(str(error))
-        self._state.write_if_due(self.say)
+        self._state.changed(self.say)
 
     def started(self, trial_id: str) -> None:
         trial = self._trials[trial_id]
         draw = {"seed": trial.seed, "fold": trial.fold}
         self._tell("trial.started", trial=trial_id, point_ids=trial.points, values=trial.values, **draw)
         self._state.running.add(trial_id)
-        self._state.write_if_due(self.say)
+        self._state.changed(self.say)
         self.progress.started(trial_id)
 
     def may_start(
@@ -86,8 +86,9 @@ class GridWatch:
             return False
         self.ensure_folder(unreadable)
         # a driver that had the lease before this one may have trained it meanwhile
-        if self._state.done.get(trial.id, 0) >= trial.epochs:
-            self.ended(self._state.results[trial.id])
+        result = self._state.results.get(trial.id)
+        if result and result.status == "ok" and result.epochs >= trial.epochs:
+            self.ended(result)
             return False
         expected_s = self.progress.expected_s(trial, epochs_done)
         if not self._meter.start(trial.id, time.monotonic(), expected_s, (usd or 0.0) * node_share / 3600):
@@ -110,7 +111,8 @@ class GridWatch:
             self.ended(Result(trial_id=trial.id, status="failed", epochs=trial.epochs, error=why))
 
     def over(self) -> bool:
-        self._state.write_events_if_due(self.say)
+        self._state.write_if_due(self.say)
+        self._say_leads()
         self._state.show_if_due(self.progress.as_tree, self.say)
         if self.stop.is_set() or not self._meter.used_up(time.monotonic()):
             return False
@@ -131,7 +133,7 @@ class GridWatch:
     def reached(self, result: Result) -> None:
         self._tell("trial.reached", trial=result.trial_id, epochs=result.epochs, point_ids=self._points(result))
         self._state.add(result)
-        self._state.write_if_due(self.say)
+        self._state.changed(self.say)
 
     def ended(self, result: Result) -> None:
         how = "done" if result.epochs >= self._trials[result.trial_id].epochs else "reached"  # a rung: it may go on
@@ -143,11 +145,14 @@ class GridWatch:
         self._meter.end(result.trial_id, time.monotonic())
         self._state.add(result)
         self.legs.ended(result.trial_id, result.epochs)
-        self._state.write_if_due(self.say)
+        self._state.changed(self.say)
         self.progress.ended(result)
+        self._say_leads()
+        self._say_stopped()
+
+    def _say_leads(self) -> None:
         if self._state.leads:
             self.progress.leads(*self._state.leads)
-        self._say_stopped()
 
     def _say_stopped(self) -> None:
         """Say what the race has stopped since the last result."""

@@ -221,12 +221,13 @@ def run_grid(room: Callable[..., Any], folder: str, axes: dict[str, list], *over
 
 
 def measure_driver(trials: str, folder: str, epochs: str = "1") -> dict[str, float]:
-    """epochs: of each trial, reported one by one."""
+    """epochs: of each trial. A single one goes with its result, as where trials are this short; more, one by one."""
     from orchestrator.cluster import tune
     from orchestrator.driver.state import RunState
     from orchestrator.driver.watch import GridWatch
 
-    tune.REPORT_INTERVAL_S = 0.0
+    if int(epochs) > 1:
+        tune.REPORT_INTERVAL_S = tune.REPORT_LEAST_S = 0.0
 
     written = []
     write = RunState.write_if_due
@@ -291,7 +292,7 @@ def driver() -> None:
         print(f"{what:<58}{few[name]:>10.1f}{many[name]:>10.1f}{many[name] / few[name]:>8.2f}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         longer = alone("measure_driver", 500, folder, 41)
-    report_ms = (longer["driver_cpu_ms"] - few["driver_cpu_ms"]) / 40
+    report_ms = (longer["driver_cpu_ms"] - few["driver_cpu_ms"]) / 41
     print(f"ms of the driver's CPU for one report of an epoch: {report_ms:.2f}")
     for slots, ms in alone("measure_waiting").items():
         print(
