@@ -47,11 +47,25 @@ def free_mb(proc: Path = _PROC, groups: Path = _GROUPS) -> float:
 
 def has_bfloat16(proc: Path = _PROC) -> bool:
     """Whether its CPUs multiply bfloat16 themselves; where they do not, it takes many times as long as float32."""
+    return bool(_cpu_words(proc) & {"amx_bf16", "avx512_bf16", "bf16"})
+
+
+def has_amx(proc: Path = _PROC) -> bool:
+    """Whether its CPUs have a unit that multiplies matrices of bfloat16."""
+    return "amx_bf16" in _cpu_words(proc)
+
+
+def has_gpu(proc: Path = _PROC) -> bool:
+    """Whether there is an NVIDIA GPU."""
+    return any((proc / "driver" / "nvidia" / "gpus").glob("*"))
+
+
+def _cpu_words(proc: Path) -> set[str]:
+    """All words that /proc says of the CPUs; none where it says nothing."""
     try:
-        words = set((proc / "cpuinfo").read_text().split())
+        return set((proc / "cpuinfo").read_text().split())
     except OSError:
-        return False
-    return bool(words & {"amx_bf16", "avx512_bf16", "bf16"})
+        return set()
 
 
 def _control_groups(controller: str, proc: Path, groups: Path) -> Iterator[Path]:

@@ -28,6 +28,8 @@ SPEC = {"name": "pets", "data": {"uri": "pets"}, "grid": {"epochs": [5]}}
         (SPEC, {"dropout": [0.5], "grid": {"l2": [0]}}, {"grid": {"l2": [0], "dropout": [0.5]}}),
         (SPEC, {"image_size": (32, 32)}, {"grid": {"epochs": [5], "image_size": [(32, 32)]}}),
         (SPEC, {"image_size": [(32, 32), (64, 64)]}, {"grid": {"epochs": [5], "image_size": [(32, 32), (64, 64)]}}),
+        (None, {"precision": "auto"}, {"name": "shirts", "axes": ("batch_size", "epochs", "dropout")}),
+        (SPEC, {"precision": "float32"}, {"grid": {"epochs": [5], "precision": ["float32"]}}),
         (SPEC, {"backbone": ["none", "MobileNetV2"]}, {"axes": ("epochs", "backbone")}),
         (SPEC, {"output": Path("out"), "seeds": [1, 2]}, {"output": "out", "draws": [(1, 0), (2, 0)]}),
     ],

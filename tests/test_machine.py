@@ -87,6 +87,14 @@ def test_which_cpus_are_quick_at_bfloat16(tmp_path: Path, cpuinfo: str | None, h
     if cpuinfo is not None:
         (tmp_path / "cpuinfo").write_text(cpuinfo)
     assert machine.has_bfloat16(tmp_path) is has
+    assert machine.has_amx(tmp_path) is (cpuinfo is not None and "amx_bf16" in cpuinfo)
+
+
+def test_an_nvidia_driver_names_its_gpus(tmp_path: Path) -> None:
+    """None where there is no driver, or no GPU."""
+    assert not machine.has_gpu(tmp_path)
+    (tmp_path / "driver" / "nvidia" / "gpus" / "0000:00:1e.0").mkdir(parents=True)
+    assert machine.has_gpu(tmp_path)
 
 
 def test_a_bound_process_has_the_cores_that_it_is_bound_to() -> None:

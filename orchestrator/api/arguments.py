@@ -10,13 +10,13 @@ from orchestrator.errors import BadInput
 from orchestrator.spec.axes import AXIS_PATHS
 from orchestrator.spec.notation import parse
 from orchestrator.spec.reading import read_text, validate
-from orchestrator.spec.sections import Spec
+from orchestrator.spec.sections import AUTO, Spec
 
 
 def read(spec: str | os.PathLike[str] | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> Spec:
     """See orchestrator.run. Raises BadInput."""
     tree = {} if spec is None and "data" in fields else _tree(spec)
-    axes = [name for name in fields if name not in Spec.model_fields]
+    axes = [name for name in fields if name not in Spec.model_fields and not _is_of_run(name, fields[name])]
     if spec is None and axes:
         tree.pop("grid", None)  # of the example: what is asked for is all that is trained
     for name in sorted(fields, key=axes.__contains__):  # first the grid, then what goes into it
@@ -46,7 +46,9 @@ def _put(tree: dict[str, Any], name: str, value: Any) -> None:
     """One argument: a field of the spec, or an axis. It replaces what is there."""
     if name == "model":
         value = [_model(each) for each in value] if _are_several(name, value) else _model(value)
-    if name == "data" and not isinstance(value, Mapping):
+    if _is_of_run(name, value):
+        tree["train"] = {**(tree.get("train") or {}), name: value}
+    elif name == "data" and not isinstance(value, Mapping):
         tree["data"] = {**(tree.get("data") or {}), "uri": os.fspath(value)}
     elif name in Spec.model_fields and not (name in AXIS_PATHS and _are_several(name, value)):
         tree[name] = _copied(value) if isinstance(value, Mapping) else os.fspath(value) if name == "output" else value
@@ -54,6 +56,11 @@ def _put(tree: dict[str, Any], name: str, value: Any) -> None:
         several = _are_several(name, value)
         values = dict(value) if several and isinstance(value, Mapping) else list(value) if several else [value]
         tree["grid"] = {**(tree.get("grid") or {}), name: values}
+
+
+def _is_of_run(name: str, value: Any) -> bool:
+    """Whether it is no axis although it has the name of one: auto stands for one precision, in all of a run."""
+    return name == "precision" and isinstance(value, str) and value == AUTO
 
 
 def _model(value: Any) -> Any:

@@ -142,6 +142,7 @@ class WatchCallback(NotPickled, Callback):
     def __init__(self, trials: dict[str, Trial], watch: GuardedWatch) -> None:
         self.trials, self.watch = trials, watch
         self.training: set[str] = set()
+        self._said_of_nodes: set[str] = set()  # once for each node, not for each trial on it
         self._changing_worker: set[str] = set()  # the worker has grown too large, and is about to end itself
         self._epochs_done: dict[str, float] = {}  # trial id -> where its last worker took it up
 
@@ -185,6 +186,9 @@ class WatchCallback(NotPickled, Callback):
             patches.allow_deaths(trial, TRIES - 1)
         self._epochs_done[trial_id] = epochs_done
         self.training.add(trial_id)
+        if (line := report["of_node"]) and line not in self._said_of_nodes:
+            self._said_of_nodes.add(line)
+            self.watch.say(line)
         self.watch.ready(trial_id, epochs_done)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -5,6 +5,7 @@ A worker trains one trial after the other; what they share is fetched once and r
 
 import functools
 import os
+import platform
 import threading
 import time
 from collections import deque
@@ -16,10 +17,13 @@ from orchestrator.cluster import patches
 from orchestrator.cluster.connect import Cluster, this_node, trials_that_fit
 from orchestrator.cluster.stop_signal import stop_signal
 from orchestrator.errors import BadInput
+from orchestrator.machine import has_bfloat16
+from orchestrator.plans.forecast import BFLOAT16
 from orchestrator.plans.trials import Trial
 from orchestrator.runs.context import Reporter, WorkerContext
 from orchestrator.runs.result import Epoch, Result
 from orchestrator.scratch import sweep
+from orchestrator.spec.axes import resolve
 from orchestrator.spec.code import look_in
 from orchestrator.words import last_line
 
@@ -79,9 +83,9 @@ def _train(trial: Trial, workload: Workload, outbox: "Outbox", stopping_ref: Any
 
     def ready(unreadable: dict[int, str], epochs_done: float) -> None:
         # returns when the driver has taken it; by then it may have stopped the trial or the run
-        outbox.send(
-            event="ready", trial=trial.id, until=trial.epochs, unreadable=unreadable, epochs_done=epochs_done, **node
-        )
+        slow = _say_slow(cluster) if resolve(context.spec, trial.values).train.precision == BFLOAT16 else None
+        facts = {"unreadable": unreadable, "epochs_done": epochs_done, "of_node": slow, **node}
+        outbox.send(event="ready", trial=trial.id, until=trial.epochs, **facts)
 
     def preparing(what: str, done: int, images: int, made: int) -> None:
         facts = [what, done, images, made]  # not by name: Tune ends a trial that reports something as "done"
@@ -181,6 +185,13 @@ def _node_facts(default_type: str | None, cluster: Cluster) -> dict[str, Any]:
     node = this_node()
     fitting = max(1, trials_that_fit(node["Resources"], cluster.cpus_per_trial, cluster.gpus_per_trial))
     return {"node_type": node["Labels"].get("node-type") or default_type, "node_share": 1 / fitting}
+
+
+def _say_slow(cluster: Cluster) -> str | None:
+    """That this node is slow in bfloat16; None where it is not."""
+    if cluster.gpus_per_trial or has_bfloat16():
+        return None
+    return f"the CPUs of node {platform.node()} do not multiply bfloat16 themselves: trials take longer there"
 
 
 def _use_aws_keys(keys: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from orchestrator.spec.sections import Augment
 
-Key = tuple[int, int | tf.Tensor]  # seed, and epoch or what stands for it
+Key = tuple[int | tf.Variable, int | tf.Tensor]  # seed, and epoch or what stands for it
 # added to seeds, which are below: other random bits for each
 _MORE, _MIXED, _MIXUP, _CUTMIX = (n * 2**31 for n in (1, 2, 3, 4))
 _FIRST = 4  # draws of the fields that came first; the others have bits of their own, and these keep theirs
@@ -137,21 +137,22 @@ def _moves_otherwise(augment: Augment) -> bool:
 
 def _uniform(images: int, columns: int, key: Key, other: int = 0) -> tf.Tensor:
     """(images, columns) float32 in [0, 1), the same for an example whatever its batch or the machine."""
+    return tf.random.stateless_uniform([images, columns], _bits(key, other))
+
+
+def _bits(key: Key, other: int) -> tf.Tensor:
+    """(2,) int64: what draws are keyed by. other: what tells several draws with the same key apart."""
     seed, epoch = key
-    return tf.random.stateless_uniform([images, columns], tf.stack([tf.constant(seed + other, tf.int64), epoch]))
+    return tf.stack([tf.convert_to_tensor(seed, tf.int64) + other, epoch])
 
 
 def _beta(alpha: float, images: int, key: Key, other: int) -> tf.Tensor:
     """(images,) float32 in [0, 1] from Beta(alpha, alpha); 0 where alpha is 0."""
     if not alpha:
         return tf.zeros([images])
-    seed, epoch = key
     with tf.device("CPU:0"):  # the same on every device
         pairs = tf.random.stateless_gamma(
-            [images, 2],
-            tf.stack([tf.constant(seed + other, tf.int64), epoch]),
-            tf.constant(alpha, tf.float64),
-            dtype=tf.float64,
+            [images, 2], _bits(key, other), tf.constant(alpha, tf.float64), dtype=tf.float64
         )
         total = tf.reduce_sum(pairs, 1)
         # of a very small alpha both may be as small as TensorFlow's numbers get: 0 then

@@ -37,6 +37,7 @@ class Source:
     Attributes:
         images: (n, height, width, 3) uint8, all of them; None: they are streamed from `encoded` in every epoch.
         labels: (n,) or (n, 1), any type.
+        seed: A variable, int64, where the same batches are to be had with other seeds later.
         threads: How many threads decode and augment.
     """
 
@@ -44,7 +45,7 @@ class Source:
     labels: tf.Tensor
     data: Data
     augment: Augment
-    seed: int
+    seed: int | tf.Variable
     threads: int
     encoded: Encoded | None = None
 
@@ -105,25 +106,33 @@ class FeatureSource:
 
 
 def training_batches(
-    source: Source, rows: np.ndarray, batch_size: int, start_step: int, epochs: int
+    source: Source, rows: np.ndarray, batch_size: int, start_step: int | tf.Variable, epochs: int | tf.Variable
 ) -> tf.data.Dataset:
     """Batches of all epochs in one stream, from `start_step` on, which counts over all epochs.
 
-    rows: positions of the training images.
+    rows: positions of the training images. Variables, int64, are read whenever somebody begins to read the stream.
     Yields ((batch, height, width, 3) float32 in [0, 1], (batch,) labels), and what Batch has else; the last batch of an
     epoch may be smaller.
     """
     steps = math.ceil(len(rows) / batch_size)
     rows = tf.constant(rows, tf.int64)
 
+    def start() -> tf.Tensor:
+        return tf.convert_to_tensor(start_step, tf.int64)
+
+    @_plain
+    def all_epochs(_: tf.Tensor) -> tf.data.Dataset:
+        return tf.data.Dataset.range(start() // steps, tf.convert_to_tensor(epochs, tf.int64))
+
     @_plain
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        first = tf.where(epoch == start_step // steps, tf.constant(start_step % steps, tf.int64), 0)
+        first = tf.where(epoch == start() // steps, start() % steps, 0)
         order, changes = source.lay_out_epoch(rows, epoch)
         return _batches(source, order[first * batch_size :], batch_size, changes)
 
     return (
-        tf.data.Dataset.range(start_step // steps, epochs)
+        tf.data.Dataset.range(1)
+        .flat_map(all_epochs)
         .flat_map(one_epoch)
         .prefetch(4)
         .with_options(thread_options(source.threads))
@@ -204,6 +213,8 @@ def _shuffled(source: Source, rows: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
     return tf.gather(order, tf.argsort(windows, stable=True))
 
 
-def _in_random_order(values: tf.Tensor, seed: int, epoch: tf.Tensor) -> tf.Tensor:
+def _in_random_order(values: tf.Tensor, seed: int | tf.Variable, epoch: tf.Tensor) -> tf.Tensor:
     # -1 - epoch: with the epoch itself, the order would use the same random bits as the draws
-    return tf.random.experimental.stateless_shuffle(values, tf.stack([tf.constant(seed, tf.int64), -1 - epoch]))
+    return tf.random.experimental.stateless_shuffle(
+        values, tf.stack([tf.convert_to_tensor(seed, tf.int64), -1 - epoch])
+    )

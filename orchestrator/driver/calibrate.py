@@ -82,6 +82,10 @@ def describe_pace(pace: Pace, path: Path) -> list[str]:
     lines = ["precision       batch size  images/s  (one worker of those that run at once, 64x64)"]
     for precision, sizes in pace.step_s.items():
         lines += [f"{precision:<14}  {size:>10}  {size / step_s:>8.0f}" for size, step_s in sizes.items()]
+    for precision, sizes in pace.step_s.items():
+        if precision != "float32":
+            gains = sorted(pace.step_s["float32"][size] / step_s for size, step_s in sizes.items())
+            lines.append(f"{precision}: {gains[0]:.1f} to {gains[-1]:.1f} times as fast as float32 here")
     overheads = (
         f"{clock(pace.worker_start_s)} until workers train, {pace.trial_start_s:.1f} s more for each trial, "
         f"{1 / pace.fill_image_s:.0f} images/s into a node's cache; kept in {path}"

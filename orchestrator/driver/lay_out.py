@@ -3,8 +3,9 @@
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from orchestrator import machine
 from orchestrator.data.backbone import find_networks
 from orchestrator.data.changes import describe_changes, describe_counts
 from orchestrator.data.indexing import build_index
@@ -16,6 +17,7 @@ from orchestrator.driver.summary import count
 from orchestrator.errors import BadInput
 from orchestrator.metrics import METRICS
 from orchestrator.plans.points import IMAGES, SPLIT, Plan, differences, make_plan, samples
+from orchestrator.plans.precision import Node, precision_on, settle
 from orchestrator.runs.checkpoints import KeepCheckpoints
 from orchestrator.runs.context import WorkerContext
 from orchestrator.runs.folder import KeepModels, Run
@@ -66,14 +68,22 @@ def lay_out(spec: Spec, options: Options) -> tuple[WorkerContext, Plan]:
     before = run.read_plan()
     if before:
         spec = as_begun(spec, before["shared"])
+    begun = before["shared"].get("train.precision") if before else None
+    spec, precision = settle(spec, precision_on(node_here(), spec), begun)
     index = build_index(images, spec.data, _own_prefix(spec, run, images, is_begun=before is not None))
     check_class_weights(spec, index.classes)
     _check_metric(spec.metric, index.classes)
     networks, weights = find_networks(spec, options.folder)
     plan = make_plan(spec, count(index), index.digest, networks, options.share_epochs, read_pace())
+    plan = replace(plan, precision=precision)
     spec = spec.without_secrets()
     shown = samples(plan, spec)
     return WorkerContext(spec, index, images, run, options.keep, False, networks, weights, shown), plan
+
+
+def node_here() -> Node:
+    """This machine, on which `--plan` says what is fastest, and which decides where a run begins."""
+    return Node(machine.has_bfloat16(), machine.has_amx(), machine.has_gpu(), read_pace())
 
 
 def _check_metric(metric: str, classes: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ from orchestrator.errors import DONE, BadInput
 from orchestrator.plans.budget import Meter
 from orchestrator.plans.forecast import gpu_memory_mb, worker_memory_mb
 from orchestrator.plans.points import remaining
+from orchestrator.plans.precision import as_asked
 from orchestrator.plans.trials import Trial
 from orchestrator.race.describe import describe_race
 from orchestrator.runs.lease import Lease
@@ -130,7 +131,8 @@ def _train(
             f"{spec.name}: {plural(len(plan.points), 'point')}, {plural(len(todo), 'trial')} of {len(plan.trials)} "
             f"to train, {_at_once(cluster)}; run folder {context.run.store.uri}"
         )
-        for line in (*context.index.notes, *describe_race(spec, plan)):
+        precision = plan.precision.describe_on(cluster.gpus_per_trial) if plan.precision else ()
+        for line in (*context.index.notes, *describe_race(spec, plan), *precision):
             console.out(line.strip())
 
         def take_folder(unreadable: Mapping[int, str]) -> None:
@@ -191,7 +193,8 @@ def _take_folder(
     state.results.update(run.read_results())
     if done_meanwhile := len(state.done) - done_before:
         console.out(f"{plural(done_meanwhile, 'trial')} done by another driver meanwhile: not trained again")
-    run.write_plan(to_yaml(state.context.spec), plan.shared, [point.id for point in plan.points])
+    asked = as_asked(state.context.spec, plan.precision)
+    run.write_plan(to_yaml(asked), plan.shared, [point.id for point in plan.points])
     state.lease = lease
     held.enter_context(end)
 

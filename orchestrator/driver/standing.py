@@ -9,7 +9,7 @@ from rich.console import Console
 from orchestrator.cluster import own_ray
 from orchestrator.data.features import is_made
 from orchestrator.driver.calibrate import read_pace
-from orchestrator.driver.lay_out import Options, lay_out, points_planned_before
+from orchestrator.driver.lay_out import Options, lay_out, node_here, points_planned_before
 from orchestrator.driver.state import RunState
 from orchestrator.driver.summary import describe_index
 from orchestrator.plans.describe import as_tree, describe, describe_outlook, forecast_tree
@@ -17,6 +17,7 @@ from orchestrator.plans.disk import describe_disk, forks_of
 from orchestrator.plans.features import FeatureView
 from orchestrator.plans.forecast import worker_memory_mb
 from orchestrator.plans.points import Plan, count_by_state, remaining
+from orchestrator.plans.precision import hint
 from orchestrator.plans.rates import RangeTest
 from orchestrator.plans.trials import Trial
 from orchestrator.race.describe import describe_race, left_of_race, race_tree
@@ -61,7 +62,10 @@ class Standing:
         images = describe_index(context.index, plan.counts, spec.data, context.images.uri)
         folder = f"{context.run.store.uri}: " + ", ".join(f"{count} {what}" for what, count in self.points.items())
         outlook = describe_outlook(plan, spec, slots, self._todo(), read_pace(), self._missing())
-        forecast = [*describe_race(spec, plan), *outlook, *([f"{slots} at once here{why}"] if why else [])]
+        is_new = self.points["new"] == len(plan.points)  # another precision would be another run
+        faster = hint(node_here(), spec, plan.trials, plan.counts) if is_new else None
+        hints = [f"  hint    {faster}"] if faster else []
+        forecast = [*describe_race(spec, plan), *outlook, *hints, *([f"{slots} at once here{why}"] if why else [])]
         sizes = checkpoint_sizes(context.run).values()
         disk = describe_disk(plan, spec, len(context.index.classes), sizes, _kept(self.state))
         return describe(plan, spec, images, folder, forecast, disk)

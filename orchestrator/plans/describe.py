@@ -38,6 +38,7 @@ def describe(
         f"  steps   an epoch: {steps}",
         f"  epochs  {plan.epochs_asked} asked for, {plan.epochs_trained} trained{shared}",
         *(f"          {line}" for line in _cosine_lines(plan)),
+        *([f"  train   {plan.precision.describe()}"] if plan.precision else []),
         f"  folder  {folder}",
         *([f"  disk    {disk}"] if disk else []),
         *(["", *forecast_lines] if forecast_lines else []),
@@ -143,6 +144,7 @@ def as_tree(plan: Plan, points_by_state: Mapping[str, int]) -> dict[str, Any]:
         "test_images": plan.counts.test,
         "epochs_asked": plan.epochs_asked,
         "epochs_trained": plan.epochs_trained,
+        "precision": {"became": plan.precision.value, "why": plan.precision.why} if plan.precision else None,
         "standing": dict(points_by_state),
     }
 

@@ -60,6 +60,7 @@ LIST_PRICES = {
     "p3.2xlarge": 3.06,
 }
 
+BFLOAT16 = "mixed_bfloat16"
 _SIDE = 64  # a Pace is measured on images of 64 x 64; what depends on pixels is scaled from there
 
 MOST_PER_GPU = 8
@@ -180,6 +181,9 @@ def epoch_s(settings: Settings, counts: Counts, pace: Pace = FIRST_GUESS, backbo
     precision = settings.train.precision if settings.train.precision in pace.step_s else "float32"
     scale = math.prod(settings.data.image_size) / _SIDE**2 * _work(settings, "gmacs")
     fixed_s, step_s = _step_s(pace.step_s[precision], settings.train.batch_size)
+    if precision == BFLOAT16 and step_s and (own := OWN_MODELS.get(settings.model)):
+        gain = _step_s(pace.step_s["float32"], settings.train.batch_size)[1] / step_s  # of small_cnn, here
+        scale *= gain / own.bfloat16 ** (math.log(gain) / math.log(OWN_MODELS["small_cnn"].bfloat16)) if gain else 1
     train_s = math.ceil(steps) * fixed_s + steps * (step_s - fixed_s) * scale
     return train_s + counts.validation * pace.validation_image_s[precision] * scale
 

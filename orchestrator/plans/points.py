@@ -11,6 +11,7 @@ from orchestrator.plans.features import FeatureView, feature_views
 from orchestrator.plans.forecast import EPOCH_DEPENDS_ON, FIRST_GUESS, Counts, Pace, epoch_s
 from orchestrator.plans.identity import TrialHashes, short
 from orchestrator.plans.order import in_rounds
+from orchestrator.plans.precision import Precision
 from orchestrator.plans.rates import RangeTest, range_tests
 from orchestrator.plans.trials import Point, Stable, Trial
 from orchestrator.spec.axes import AXIS_PATHS, LATER, axis_path, canonical, models, resolve, shared_settings
@@ -34,6 +35,7 @@ class Plan:
         order: longest or balanced: see Spec.
         features: What is to be made of the images before trials with a backbone can train.
         rate_tests: The range tests that trials need whose learning rate is auto.
+        precision: What train.precision auto became; None where the spec names one.
         cosine_epochs: How many epochs points with a cosine take more than if they could share trials.
     """
 
@@ -46,6 +48,7 @@ class Plan:
     rate_tests: tuple[RangeTest, ...] = ()
     order: str = "longest"
     cosine_epochs: int = 0
+    precision: Precision | None = None
 
     def in_order(self, legs: Collection[Trial]) -> tuple[Trial, ...]:
         """Trials of this plan, or legs of them, in the order in which they start."""

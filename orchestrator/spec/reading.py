@@ -31,6 +31,7 @@ from orchestrator.spec.ranges import Range, ends
 from orchestrator.spec.sampled import check_sample, read_range
 from orchestrator.spec.schedules import PARAMETERS, READS
 from orchestrator.spec.sections import (
+    AUTO,
     MOST_GUARDED,
     NO_BACKBONE,
     OwnModel,
@@ -40,6 +41,8 @@ from orchestrator.spec.sections import (
     Train,
 )
 from orchestrator.words import did_you_mean
+
+_PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")  # of a point; auto is for a whole run
 
 
 def to_yaml(spec: Spec) -> str:
@@ -120,6 +123,10 @@ def validate(tree: Mapping[str, Any]) -> Spec:
         if unknown := set(point) - set(grid) - {name for p in points for name in p}:
             raise BadInput(f"exclude[{i}].{sorted(unknown)[0]} must be an axis of the grid ({', '.join(grid)})")
     spec = _check_race(spec, points, grid)
+    if spec.train.precision == AUTO and ("precision" in grid or any("precision" in point for point in points)):
+        raise BadInput(
+            f"train.precision must be one of {', '.join(_PRECISIONS)} where precision is an axis, got auto: name one"
+        )
     if repeated := _first_repeat(spec.seeds):
         raise BadInput(f"seeds holds {repeated[1]} twice: each point would be trained twice; remove one")
     spec = spec.model_copy(update={"grid": grid, "points": points, "exclude": exclude})
@@ -305,6 +312,9 @@ def _check_point(path: str, point: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_value(name: str, value: Any, path: str) -> Any:
+    if name == "precision" and value not in _PRECISIONS:
+        instead = ", which is for a whole run: set train.precision to it" if value == AUTO else ""
+        raise BadInput(f"{path} must be one of {', '.join(_PRECISIONS)}, got {show(value)}{instead}")
     if name in AXIS_PATHS:
         section, field = AXIS_PATHS[name]
         return _check_field(SECTIONS[section], field, value, path)

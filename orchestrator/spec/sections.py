@@ -173,6 +173,7 @@ class Train(Section):
     label_smoothing: in what is trained for alone; losses and val_loss stay those of the labels.
     ema: decay, at each step, of the moving average of the weights with which the trial is validated, ranked and
     exported; 0: none.
+    precision: auto: float32 or mixed_bfloat16, whichever is faster where the run begins; see plans/precision.py.
     class_weight: what an image of a class counts for in training: none: 1; balanced: so that all classes count alike;
     or a number for each class, 1 for those that are not named.
     """
@@ -195,7 +196,7 @@ class Train(Section):
     clip_norm: float = Field(0.0, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     ema: float = Field(0.0, ge=0, lt=1)
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     class_weight: Literal["none", "balanced"] | dict[str, Annotated[float, Field(ge=0)]] = "none"
     early_stopping: EarlyStopping | None = None
     checkpoint_every_s: float = Field(60.0, gt=0)

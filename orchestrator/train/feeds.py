@@ -1,7 +1,12 @@
-"""Feeds: what brings batches to a model inside TensorFlow, many steps at a time: from tf.data, or from memory."""
+"""Feeds: what brings batches to a model inside TensorFlow, many steps at a time: from tf.data, or from memory.
+
+A feed is built from the source of one trial, and may begin again with that of another which differs in its seed alone:
+what was traced is used again.
+"""
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import keras
@@ -22,7 +27,8 @@ class PipedFeed:
     """Trains on batches from tf.data, which prepares the next ones meanwhile."""
 
     def __init__(self, source: Source, rows: np.ndarray, batch_size: int, step: Step) -> None:
-        self._source, self._rows, self._batch_size = source, rows, batch_size
+        self._seed, self._position, self._epochs = (_number() for _ in range(3))
+        self._all = training_batches(replace(source, seed=self._seed), rows, batch_size, self._position, self._epochs)
         self._batches: Iterator[Batch] = iter(())
 
         @plain
@@ -36,9 +42,17 @@ class PipedFeed:
 
         self._train = train
 
+    def begin(self, source: Source) -> None:
+        """Bring these images from now on, which are the same in another order."""
+        self.close()
+        self._seed.assign(source.seed)
+
     def open(self, position: int, epochs: int) -> None:
         """Go on from that many steps, counted over all epochs, to the end of a trial of so many epochs."""
-        self._batches = iter(training_batches(self._source, self._rows, self._batch_size, position, epochs))
+        self.close()
+        self._position.assign(position)
+        self._epochs.assign(epochs)
+        self._batches = iter(self._all)
 
     def take(self, position: int, count: int, size: int) -> None:
         """Train on the next `count` batches, each of `size` images."""
@@ -70,6 +84,11 @@ class ResidentFeed:
 
         self._train = train
 
+    def begin(self, source: Source | FeatureSource) -> None:
+        """Bring these from now on, which are the same in another order."""
+        self.close()
+        self._source = source
+
     def open(self, position: int, epochs: int) -> None:
         """Nothing to prepare: any batch can be picked at any time."""
 
@@ -85,7 +104,13 @@ class ResidentFeed:
 
     def close(self) -> None:
         """Keep no epoch's order."""
-        self._layout = None
+        self._epoch, self._layout = -1, None
+
+
+def _number() -> tf.Variable:
+    """A whole number that tf.data reads, which it does on the CPU."""
+    with tf.device("CPU:0"):
+        return tf.Variable(0, dtype=tf.int64)
 
 
 def _of_size(batch: Batch, size: int) -> Iterator[tf.Tensor]:
@@ -97,9 +122,15 @@ class PipedValidation:
     """Validates on batches from tf.data."""
 
     def __init__(self, source: Source, rows: np.ndarray, model: keras.Model) -> None:
-        self._all = validation_batches(source, rows, VALIDATION_BATCH)
+        self._rows, self._all = rows, validation_batches(source, rows, VALIDATION_BATCH)
         self._batches: Iterator[Batch] = iter(())
         self._validate = _validating(model, lambda batches, i: batches.get_next())
+
+    def begin(self, source: Source) -> None:
+        """Bring these images from now on, which are the same, augmented with another seed if they are."""
+        self.close()
+        if source.augment.validation:  # their changes are drawn already
+            self._all = validation_batches(source, self._rows, VALIDATION_BATCH)
 
     def open(self) -> None:
         """Begin with the first batch."""
@@ -124,7 +155,12 @@ class ResidentValidation:
             view, first = place
             return source.batch_at(order, Changes(view, None), (first + i) * size, size)
 
-        self._view, self._validate = source.validation, _validating(model, pick)
+        self._validate = _validating(model, pick)
+        self.begin(source)
+
+    def begin(self, source: FeatureSource) -> None:
+        """Bring these from now on, which are the same."""
+        self._view = source.validation
 
     def open(self) -> None:
         """Nothing to prepare: any batch can be picked at any time."""

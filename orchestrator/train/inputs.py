@@ -25,7 +25,8 @@ from orchestrator.train.loop import TrialImages
 
 _caches: dict[tuple[object, ...], Cache] = {}
 _sources: dict[tuple[str, str, str], Encoded] = {}
-_copies: list[tuple[np.ndarray, tf.Tensor]] = []  # images, and their copy on the GPU
+_Copies = tuple[tf.Tensor, ...]
+_copies: list[tuple[tuple[np.ndarray, ...], _Copies]] = []  # images or features, and their copies on the GPU
 _features: dict[tuple[str, str], np.ndarray] = {}
 _extractors: dict[tuple[object, ...], tuple[keras.Model, Extract]] = {}
 _FEATURES_GB = 20.0  # what features may take on a node, at least
@@ -46,7 +47,7 @@ def open_inputs(
     if settings.backbone and not settings.backbone.unfreeze:
         resident = _feature_source(context, settings, source, cache.bad, reporter)
     elif cache.images is not None and (gpu := gpu_with_room(cache.images.nbytes)):
-        resident = replace(source, images=_on_device(gpu, cache.images, source.images))
+        resident = replace(source, images=_on_device(gpu, (cache.images,))[0])
     validation = np.flatnonzero(index.validates(trial.fold) & readable)
     if trial.refit:
         rows, validation = np.union1d(rows, validation), validation[:0]
@@ -69,13 +70,18 @@ def open_source(context: WorkerContext, settings: Settings, seed: int, reporter:
     return source, cache
 
 
-def _on_device(gpu: str, array: np.ndarray, images: tf.Tensor) -> tf.Tensor:
-    """A copy of these images on the GPU: the last one is kept, and all trials and models of this process share it."""
-    if not _copies or _copies[-1][0] is not array:
+def _on_device(gpu: str, arrays: tuple[np.ndarray, ...]) -> _Copies:
+    """Copies of these on the GPU: the last ones are kept, and all trials and models of this process share them."""
+    if not _copies or [id(array) for array in _copies[-1][0]] != [id(array) for array in arrays]:
         _copies.clear()
         with tf.device(gpu):
-            _copies.append((array, tf.identity(images)))
+            _copies.append((arrays, tuple(tf.identity(shared_tensor(array)) for array in arrays)))
     return _copies[-1][1]
+
+
+def copies_on_gpu() -> object:
+    """What this process holds on the GPU for all its trials: the same object as long as it is the same."""
+    return _copies[-1] if _copies else None
 
 
 def new_extractor(context: WorkerContext, settings: Settings) -> keras.Model:
@@ -123,11 +129,11 @@ def _feature_source(
             raise BadInput(describe_bad([(index.paths[row], reason) for row, reason in sorted(bad.items())]))
         check_split(index, readable, settings.data.uri)
     arrays = {view.id: _features_of(view, context, settings, source, readable, reporter) for view in wanted}
-    gpu = gpu_with_room(sum(array.nbytes for array in arrays.values()))
-    with tf.device(gpu or "CPU:0"):
-        tensors = {
-            key: tf.identity(shared_tensor(array)) if gpu else shared_tensor(array) for key, array in arrays.items()
-        }
+    if gpu := gpu_with_room(sum(array.nbytes for array in arrays.values())):
+        copies = _on_device(gpu, tuple(arrays.values()))
+    else:
+        copies = tuple(map(shared_tensor, arrays.values()))
+    tensors = dict(zip(arrays, copies, strict=True))
     *training, validation = (tensors[view.id] for view in wanted)
     where = gpu or "CPU:0"
     return FeatureSource(tuple(training), validation, source.labels, source.seed, where, settings.augment)

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import keras
 import numpy as np
@@ -54,7 +54,7 @@ class TrialImages:
 
 
 class Loop:
-    """Trains and validates one model.
+    """Trains and validates one model, for one trial after the other.
 
     Attributes:
         steps: Steps of a whole epoch. The last one takes what images remain.
@@ -69,14 +69,12 @@ class Loop:
         optimizer: keras.optimizers.Optimizer,
         images: TrialImages,
         train: Train,
-        trial: Trial,
         weights: np.ndarray | None = None,
     ) -> None:
         """optimizer: built for the model. weights: as training_step takes."""
         batch_size = train.batch_size
-        self._images, self._batch_size, self._epochs = images, batch_size, trial.milestones[-1]
+        self._images, self._batch_size = images, batch_size
         self.steps = math.ceil(len(images.rows) / batch_size)
-        self._in_all = trial.refit.steps if trial.refit else None
         self.sums = tf.Variable(no_sums())
         self.rates = None if train.schedule == "constant" else tf.Variable(tf.zeros(self.steps))
         step = training_step(model, optimizer, self.sums, weights, train.label_smoothing)
@@ -94,6 +92,16 @@ class Loop:
             self._validation = ResidentValidation(images.features, images.validation_rows, model)
         else:
             self._validation = PipedValidation(images.source, images.validation_rows, model)
+
+    def begin(self, images: TrialImages, trial: Trial) -> None:
+        """Train and validate for this trial from now on. images: the same; the trial may have another seed."""
+        self._epochs = trial.milestones[-1]
+        self._in_all = trial.refit.steps if trial.refit else None
+        self._position = None
+        source, judged = cast(Any, images.resident or images.source), cast(Any, images.features or images.source)
+        self._feed.begin(source)
+        self._validation.begin(judged)
+        self.sums.assign(no_sums())
 
     def steps_of(self, epoch: int) -> int:
         """Steps of the epoch after so many: all, or in a refit what is left of its steps; then none."""

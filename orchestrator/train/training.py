@@ -4,26 +4,24 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-import keras
 import numpy as np
 
-from orchestrator.data.weights import class_weights
 from orchestrator.metrics import METRICS, Predictions, measure
 from orchestrator.plans.rates import start_rate
 from orchestrator.plans.trials import Trial
 from orchestrator.runs.context import WorkerContext
 from orchestrator.runs.result import Epoch, lacks, monitored, ranked_by, restores_best
 from orchestrator.spec.axes import Settings
-from orchestrator.spec.sections import EarlyStopping, Train
-from orchestrator.train.backbone import Branch, unfreeze
+from orchestrator.spec.sections import EarlyStopping
 from orchestrator.train.checkpoint import BestWeights, Checkpoint, CheckpointState
-from orchestrator.train.inputs import new_extractor
-from orchestrator.train.loop import Loop, TrialImages
-from orchestrator.train.model import build, class_probabilities, predicted_classes
+from orchestrator.train.graphs import take_graphs
+from orchestrator.train.loop import TrialImages
+from orchestrator.train.model import class_probabilities, predicted_classes
 from orchestrator.train.model_file import weights_digest
-from orchestrator.train.optimizers import averages, make_optimizer
+from orchestrator.train.optimizers import averages
 from orchestrator.train.schedules import again_from, rates
 from orchestrator.train.steps import Sums
 from orchestrator.train.tally import Tally
@@ -45,9 +43,7 @@ class Training:
             last epoch; None where a checkpoint was taken since, which does not hold it.
         best: The best epoch's weights, where these and not the last epoch's are the trial's.
         tally: Which validation images the model had right.
-        head: The part of the model that is trained on features, where it has a backbone; otherwise the whole model.
-        optimizer: What changes them.
-        weights: The model's variables, without those of a backbone that nothing changes.
+        graphs: What it is trained with; model, head, optimizer and loop are theirs, and weights their variables.
     """
 
     def __init__(self, settings: Settings, trial: Trial, context: WorkerContext, images: TrialImages) -> None:
@@ -61,28 +57,19 @@ class Training:
         self.outputs: np.ndarray | None = None
         self.best: BestWeights | None = None
         self.tally = Tally(len(self._labels), self._metric)
-        keras.utils.set_random_seed(trial.seed)
-        self.model, self.head = _models(settings, context, images)
-        self._train = _trained_with(settings)
-        self.optimizer = optimizer = make_optimizer(self._train)
-        optimizer.build(self.model.trainable_variables)
-        weights = class_weights(settings.train.class_weight, context.index.classes, context.index.labels[images.rows])
-        self.loop = Loop(self.model, optimizer, images, self._train, trial, weights)
-        changing = {id(v) for v in (*self.head.variables, *self.model.trainable_variables)}
-        self.weights = [v for v in self.model.variables if id(v) in changing]
-        self._variables = [*self.weights, *optimizer.variables, self.loop.sums]  # in a checkpoint's order
-        self._averages = averages(optimizer)
+        train = settings.train.model_copy(update={"learning_rate": start_rate(settings)})
+        self._train = train
+        self.graphs = graphs = take_graphs(replace(settings, train=train), trial, context, images)
+        self.model, self.head, self.optimizer, self.loop = graphs.model, graphs.head, graphs.optimizer, graphs.loop
+        self.weights = graphs.variables
+        self._variables = [*self.weights, *self.optimizer.variables, self.loop.sums]  # in a checkpoint's order
+        self._averages = averages(self.optimizer)
         self._aside: dict[int, np.ndarray] = {}  # id of a variable -> its own value, while it has its average
 
     @property
     def epochs_done(self) -> float:
         """Epochs that are over, and how much of the next one."""
         return len(self.history) + self.step / self.loop.steps
-
-    @property
-    def size_mb(self) -> float:
-        """What its variables take of the memory, in MB (10^6 bytes)."""
-        return sum(math.prod(v.shape) for v in self._variables) * 4 / 1e6
 
     @property
     def parameters(self) -> int:
@@ -225,25 +212,6 @@ class Training:
         self.tally = tally
         self.history, self.digests = list(state.history), dict(state.digests)
         self.step, self.spent_s, self.best, self.outputs = state.step, state.spent_s, best, None
-
-
-def _models(settings: Settings, context: WorkerContext, images: TrialImages) -> tuple[keras.Model, keras.Model]:
-    """The model that is trained, and its head. Raises BadInput."""
-    classes, backbone, extractor = len(context.index.classes), settings.backbone, None
-    shape: tuple[int, ...] = (*settings.data.image_size, 3)
-    if images.features:
-        shape = tuple(images.features.validation.shape[1:])
-    elif backbone:
-        extractor = new_extractor(context, settings)
-        unfreeze(extractor, backbone.unfreeze)
-        shape = tuple(extractor.output_shape[1:])
-    head = build(settings, shape, classes)
-    return (Branch(extractor, head) if extractor else head), head
-
-
-def _trained_with(settings: Settings) -> Train:
-    """How the trial trains, from its own rate on."""
-    return settings.train.model_copy(update={"learning_rate": start_rate(settings)})
 
 
 def _means(prefix: str, sums: Sums) -> dict[str, float]:

@@ -35,11 +35,11 @@ from orchestrator.train.device import (
     use_device,
 )
 from orchestrator.train.export import Exporter
+from orchestrator.train.graphs import keep_graphs
 from orchestrator.train.inputs import open_inputs
 from orchestrator.train.rates import with_rate
 from orchestrator.train.samples import write_samples
 from orchestrator.train.training import Training
-from orchestrator.train.warm import keep_warm, take_warm
 from orchestrator.words import last_line, now, plural
 
 __all__ = ["check_gpu", "has_grown", "run_trial", "use_device"]
@@ -66,7 +66,7 @@ def run_trial(
         **(node or {}),
     }
     reset_peak_memory()
-    encoded, begun = None, False
+    encoded, begun, is_kept = None, False, False
     try:
         named = resolve(context.spec, trial.values)
         check_model(named, context)
@@ -74,13 +74,9 @@ def run_trial(
         facts["rate_used"] = rate_used(named, settings)
         images, cache = open_inputs(context, settings, trial, reporter)
         encoded = images.source.encoded
-        warm = take_warm(trial, context)
-        training = warm or Training(settings, trial, context, images)
+        training = Training(settings, trial, context, images)
         exporter = Exporter(training, context, reporter.say)
         resumed = _resume(training, exporter, context, reporter.say)
-        if warm and not resumed:  # its weights are not those of a start
-            training = Training(settings, trial, context, images)
-            exporter = Exporter(training, context, reporter.say)
         if trial.frozen and not resumed:
             _start_from_frozen(training, trial.frozen, context, reporter)
         begun = True
@@ -92,7 +88,8 @@ def run_trial(
         save_fork = functools.partial(_save_fork, training, context, reporter.say)
         _train(training, exporter, writer, reporter, save_reached, save_fork)
         result = _save_result(training, context, facts)
-        keep_warm(training, context)
+        keep_graphs(training.graphs)
+        is_kept = True
         return result
     except Stopped:
         return None
@@ -104,7 +101,8 @@ def run_trial(
             status="failed", error=last_line(cause), finished_at=now(), peak_memory_mb=peak_memory_mb(), **facts
         )
     finally:
-        keras.backend.clear_session()
+        if not is_kept:
+            keras.backend.clear_session()
 
 
 def _train(
