@@ -93,7 +93,7 @@ ours = [[ -e $(VENV)/.installing || -e $(VENV)/.ready ]]
 
 clean: ## Remove .venv and all that was built here (runs/ stays)
 	if $(ours); then rm -rf $(VENV); fi
-	rm -rf build/jpegs build/jpegs.half build/classes build/classes.half build/limit.json batch_orchestrator.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build/jpegs build/jpegs.half build/classes build/classes.half build/limit.json build/limit-tiny.json batch_orchestrator.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	rmdir build 2>/dev/null || true
 	find orchestrator jobs tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
