@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-test grid submit test test-all faults bench bench-full bench-stream bench-backbone bench-race bench-scale picture lint audit constraints clean
+.PHONY: help setup setup-test grid submit test test-all faults bench bench-full bench-stream bench-backbone bench-race bench-scale bench-limit bench-gpu picture lint audit constraints clean
 
 # With it set, the libraries' bytecode would not be kept, and importing TensorFlow takes 11 s instead of 4.5 s.
 unexport PYTHONDONTWRITEBYTECODE
@@ -63,6 +63,12 @@ bench-race: $(VENV)/.ready-test ## Races and verdicts replayed over recorded gri
 bench-scale: $(VENV)/.ready-bench ## What large grids cost the orchestrator itself, measured and simulated; ten minutes
 	$(PYTHON) tests/benchmarks/bench_scale.py $(ARGS)
 
+bench-limit: $(VENV)/.ready-bench build/jpegs $(DATA) ## How near we come to what the machine can do, into docs/speed.md; a quarter of an hour (ARGS="race": that part again)
+	$(PYTHON) tests/benchmarks/bench_limit.py --classes "$(DATA)" --backbone "$(BACKBONE)" $(ARGS)
+
+bench-gpu: $(VENV)/.ready-gpu ## What one GPU gives: steps, 1 to 8 trials at once, memory against the forecast; minutes
+	$(PYTHON) tests/benchmarks/bench_gpu.py $(ARGS)
+
 picture: setup-test ## Draw docs/report.png, the README's picture, from a run of the example
 	$(PYTHON) -m orchestrator.grid --output build/picture
 	$(PYTHON) docs/picture.py build/picture/shirts/report.html docs/report.png
@@ -87,7 +93,7 @@ ours = [[ -e $(VENV)/.installing || -e $(VENV)/.ready ]]
 
 clean: ## Remove .venv and all that was built here (runs/ stays)
 	if $(ours); then rm -rf $(VENV); fi
-	rm -rf build/jpegs build/jpegs.half build/classes build/classes.half batch_orchestrator.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build/jpegs build/jpegs.half build/classes build/classes.half build/limit.json build/limit-tiny.json batch_orchestrator.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	rmdir build 2>/dev/null || true
 	find orchestrator jobs tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
@@ -111,6 +117,13 @@ $(VENV)/.ready-test: $(VENV)/.ready
 $(VENV)/.ready-bench: $(VENV)/.ready-test
 	@echo "setup: adding what the benchmarks need"
 	$(call install,.[test$(comma)bench])
+
+# CUDA's libraries, where there is a driver for them.
+$(VENV)/.ready-gpu: $(VENV)/.ready
+	@if command -v nvidia-smi >/dev/null; then
+		echo "setup: adding what a GPU needs"
+		$(call install,.[gpu])
+	fi
 
 build/jpegs build/classes: build/%:
 	@idx=/usr/share/datasets/fashion-mnist

@@ -47,6 +47,15 @@ def image_size(file: str) -> list[int]:
     return [side or 128 for side in shape[1:3]]
 
 
+def preprocessing(file: str) -> str:
+    """Which pixels this program gives a backbone's file."""
+    from orchestrator.data.backbone import find_networks
+    from orchestrator.spec.reading import load_spec
+
+    spec = load_spec(json.dumps({"name": "a", "data": {"uri": "."}, "grid": {"epochs": [1]}, "backbone": file}))
+    return find_networks(spec)[0].backbones[file].preprocessing
+
+
 def run(command: list[str], **env: str) -> tuple[float, str]:
     """Wall seconds of a process, and what it printed."""
     began = time.perf_counter()
@@ -82,12 +91,8 @@ def main() -> None:
     variants = ["features", "in-model", "small_cnn", "keras-tuner"]
     parser.add_argument("--variants", nargs="+", choices=variants, default=variants)
     args = parser.parse_args()
-    from orchestrator.data.backbone import find_networks
-    from orchestrator.spec.reading import load_spec
-
     file = os.path.abspath(args.file)
-    spec = load_spec(json.dumps({"name": "a", "data": {"uri": "."}, "grid": {"epochs": [1]}, "backbone": file}))
-    mode = find_networks(spec)[0].backbones[file].preprocessing
+    mode = preprocessing(file)
     grid, size = {**GRID, "epochs": args.epochs}, image_size(file)
     rows: list[tuple[str, float, list[float]]] = []
     for variant in args.variants:

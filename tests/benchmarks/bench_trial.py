@@ -30,6 +30,7 @@ from orchestrator.runs.folder import KeepModels, Run
 from orchestrator.spec.axes import resolve
 from orchestrator.spec.reading import load_spec
 from orchestrator.store import open_store
+from orchestrator.terminal import without_stderr
 
 FASHION = Path(__file__).parents[2] / "orchestrator/data/sample/backbones/fashion.keras"
 AUGMENT = "augment={rotation_deg: 20, width_shift: 0.2, height_shift: 0.2, horizontal_flip: true}"
@@ -54,8 +55,8 @@ def work_in(output: str, data: str, *overrides: str) -> tuple[WorkerContext, tup
 
 
 def start_worker() -> None:
-    from orchestrator.train.device import use_device
-
+    with without_stderr():
+        from orchestrator.train.device import use_device
     use_device(1)
 
 
@@ -96,7 +97,7 @@ def loop_images_per_s(
     import tensorflow as tf
 
     optimizer.build(network.trainable_variables)
-    images, labels = tf.random.uniform((size, *network.input_shape[1:])), tf.zeros((size, 1))
+    images, labels = tf.random.uniform((size, *network.input_shape[1:])), tf.zeros((size, *network.output_shape[1:]))
 
     @tf.function(jit_compile=jit_compile)
     def steps(count: tf.Tensor) -> None:
