@@ -42,9 +42,9 @@ class Setting:
     loss_per_h: float = 0.05
     reports_apart_s: float = REPORT_INTERVAL_S
     # measured on 2 cores by bench_scale.py, part `driver`
-    trial_s: float = 0.0089  # the driver's time for a trial beside its reports
-    report_s: float = 0.0006  # for a report,
-    report_slot_s: float = 0.00000023  # and for a report and each trial at work: Tune waits for all of them anew
+    trial_s: float = 0.0042  # the driver's time for a trial beside its reports
+    report_s: float = 0.00096  # for a report,
+    report_slot_s: float = 0.00000032  # and for a report and each trial at work: Tune waits for all of them anew
     # measured: FIRST_GUESS
     worker_start_s: float = FIRST_GUESS.worker_start_s
     trial_start_s: float = FIRST_GUESS.trial_start_s
