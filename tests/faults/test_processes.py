@@ -174,7 +174,7 @@ def test_a_part_of_ray_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str,
     drivers = []
     for name, told in PARTS:
         interrupted = told.startswith("interrupted")
-        with driving(tmp_path, *GRID, env=env) as driver:
+        with driving(tmp_path, *LONGER, env=env) as driver:
             driver.until("epoch ", 8)
             began = time.monotonic()
             os.kill(part(driver, name), signal.SIGKILL)
@@ -186,11 +186,11 @@ def test_a_part_of_ray_killed(quiet: Undisturbed, tmp_path: Path, env: dict[str,
         assert set(read_board(str(tmp_path / RUN)).status) <= {"ok", "pending"}
         assert not (tmp_path / RUN / "owner.json").exists()
         drivers.append(driver)
-    with driving(tmp_path, *GRID, env=env) as again:
+    with driving(tmp_path, *LONGER, env=env) as again:
         assert again.end() == 0, again.out
     for each in (*drivers, again):
         clean(each)
-    lost = check(str(tmp_path / RUN), quiet)
+    lost = check_longer(tmp_path, env, quiet)
     for name, told in PARTS:
         tried(f"Ray's own {name} killed{', then Ctrl-C' if told.startswith('interrupted') else ''}", 1, lost)
 
