@@ -154,7 +154,7 @@ def _shape_of(
         config = _config_of(model)
     rows = (context.index.labels, images.rows, images.validation_rows)
     parts = [
-        config or [trial.id, trial.seed],
+        config or [trial.id, trial.seed, settings.model, dict(settings.model_args)],
         dials,
         train.model_dump(mode="json", exclude=_SHAPE_NOTHING),
         train.schedule == "constant",
