@@ -69,6 +69,7 @@ def make_network(path: str, ending: str = "") -> None:
     network.get_layer("norm").set_weights(
         [np.linspace(*ends, 8) for ends in ((0.5, 2), (-1, 1), (-0.3, 0.3), (0.2, 2))]
     )
+    network = keras.Sequential([pixels, *network.layers[1:]]) if ending == "sequential" else network
     network.save(path)
 
 
@@ -87,7 +88,7 @@ def new_worker() -> ProcessPoolExecutor:
 def files(tmp_path_factory: pytest.TempPathFactory, worker: ProcessPoolExecutor) -> Path:
     """Networks as .keras files, and forty images of two classes."""
     folder = tmp_path_factory.mktemp("files")
-    for ending in ("", "classifier", "flat", "two"):
+    for ending in ("", "classifier", "flat", "two", "sequential"):
         worker.submit(make_network, str(folder / f"small{ending}.keras"), ending).result()
     (folder / "text.keras").write_text("no model")
     fill(open_store(str(folder / "images"), create=True), class_folder({"cat": 24, "dog": 24}, 20, 20))
@@ -426,6 +427,16 @@ def test_views_are_trained_on_in_turn(tmp_path: Path, files: Path, worker: Proce
     assert ends[0] == ends[2]
     assert ends[1] != ends[3]
     assert len(list((tmp_path / "run" / "features").glob("*.json"))) == 3
+
+
+def test_a_sequential_network_is_as_good_as_a_functional_one(tmp_path: Path, files: Path, worker: ProcessPoolExecutor):
+    """The same layers give the same features."""
+    found = []
+    for name in ("small", "smallsequential"):
+        context, plan = context_of(tmp_path / name, files, backbone=str(files / f"{name}.keras"))
+        digests(worker.submit(train, plan.trials[0], context, str(tmp_path / "node")).result()[0])
+        found.append([path.read_bytes() for path in sorted((tmp_path / name).rglob("*.f32"))])
+    assert found[0] == found[1]
 
 
 def test_features_are_mixed_like_images(tmp_path: Path, files: Path, worker: ProcessPoolExecutor):

@@ -131,7 +131,8 @@ def _load(file: WeightsFile, name: str) -> keras.Model:
             ) from None
     if not isinstance(network, keras.Model) or not getattr(network, "inputs", None):
         raise BadInput(f"backbone {name} must be a Functional or Sequential model, got {type(network).__name__}")
-    return network
+    # a Sequential one is not called as it is loaded, and does not know its output then
+    return keras.Model(network.inputs[0], network.outputs[0]) if isinstance(network, keras.Sequential) else network
 
 
 def _for_size(network: keras.Model, name: str, image_size: tuple[int, int]) -> keras.Model:
