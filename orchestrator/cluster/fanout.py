@@ -65,10 +65,12 @@ def _on_a_thread(
     try:
         _wait(thread.ended, parts, stop, kill)
     finally:
+        patches.stop_collecting_garbage()
         close()
-        if not thread.ended.wait(1):
+        if thread.ended.wait(1) and all(part.answers() for part in parts):
+            patches.collect_garbage_again()
+        else:
             patches.abandon_ray()
-            patches.stop_collecting_garbage()
         sweep()
     if thread.error:
         gone = [part for part in parts if not part.answers()]

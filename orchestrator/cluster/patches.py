@@ -199,6 +199,11 @@ def stop_collecting_garbage() -> None:
     gc.disable()
 
 
+def collect_garbage_again() -> None:
+    """Ray is there."""
+    gc.enable()
+
+
 # --- Tune, before it runs ---------------------------------------------------------------------------------------------
 
 
