@@ -203,6 +203,7 @@ class RunState:
             self.drop_checkpoints()
         except StoreError as error:
             say(f"the leaderboard could not be written: {error}")
+            self._stale = True
         self._next_write_s = _next(began, _TABLES_S, _TABLES_SHARE)
 
     def show_if_due(self, progress: Callable[[], Mapping[str, Any]], say: Callable[[str], None]) -> None:
