@@ -396,6 +396,7 @@ def test_legs_are_one_trial(undisturbed: Result, worker: ProcessPoolExecutor, tm
         ),
         pytest.param("grid.weight_decay=[0.01,0.2] grid.schedule=[constant,cosine,step]", 2, marks=pytest.mark.slow),
         pytest.param("grid.dropout=[0.1,0.7] seeds=[1,2] train.precision=mixed_bfloat16", 1, marks=pytest.mark.slow),
+        pytest.param("grid.dropout=[0.1,0.7] train.precision=mixed_float16", 1, marks=pytest.mark.slow),
         pytest.param(
             "grid.mixup=[0.2] augment.validation=true augment.rotation_deg=9 seeds=[1,2]", 1, marks=pytest.mark.slow
         ),

@@ -46,8 +46,8 @@ class Dial(float):
 class Dials:
     """Those of a model and its optimizer.
 
-    They take the place of the rate of Dropout, the factor of L2, and the optimizer's momentum, weight decay and clip
-    norm, where these are not 0.
+    They take the place of the rate of Dropout between 0 and 1, the factor of L2, and the optimizer's momentum, weight
+    decay and clip norm, where these are not 0.
     """
 
     def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
@@ -85,7 +85,7 @@ def all_alike(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> Iter
 def _places(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> Iterator[tuple[Any, str]]:
     """Whose attributes, and which."""
     for layer in model.layers:
-        if type(layer) is keras.layers.Dropout and layer.rate > 0:
+        if type(layer) is keras.layers.Dropout and 0 < layer.rate < 1:  # 0 and 1 have graphs of their own in Keras
             yield layer, "rate"
         regularizers = [each for name, each in sorted(vars(layer).items()) if name.endswith("_regularizer")]
         yield from ((each, "l2") for each in regularizers if type(each) is keras.regularizers.L2)
